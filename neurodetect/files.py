@@ -1,0 +1,134 @@
+"""Files in and out: errors a user can mend, names in natural order, outputs that are never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line that names the file and says what to do."""
+
+
+def natural_key(path: str | Path) -> list[tuple[int, int | str]]:
+    """Sort key that puts `image2` before `image10`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Only its last part counts.
+
+    Returns
+    -------
+    list of tuple
+        Runs of digits as numbers, the rest as lower-case text; at last the name itself, so that two
+        different names never compare equal.
+    """
+    name = Path(path).name
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts] + [(1, name)]
+
+
+def reason(error: OSError) -> str:
+    """What the operating system said, in its own words, without the path."""
+    return error.strerror or str(error)
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Write a file beside its name and rename it when it is complete.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to be. Its folder is made if it is missing.
+
+    Yields
+    ------
+    Path
+        A temporary path in the same folder with the same suffix, to be written in the `with` block.
+        When the block fails the temporary file is removed and the old file stays as it was.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written: no permission, a full disk, a file where the folder should be.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # the rename must not reach the disk before the content
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({reason(error)}); make room or choose another place for it"
+        ) from error
+    finally:
+        # After the rename there is nothing left to remove; on the way out of an error there may be.
+        if temporary.exists():
+            temporary.unlink()
+
+
+def require_writable(folder: str | Path) -> None:
+    """Make sure, before hours of work, that files can be written into a folder (made if missing)."""
+    with write_whole(Path(folder) / "writable") as temporary:
+        temporary.touch()
+    (Path(folder) / "writable").unlink()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file whole. NaN and infinity are refused: JSON has neither."""
+    text = json.dumps(value, allow_nan=False, indent=1)
+    with write_whole(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    UserError
+        The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); export it again") from error
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write a `.npy` file whole."""
+    with write_whole(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """Read a `.npy` file; one that would run code (a pickle) is refused.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, or no plain numpy array.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); run preprocessing.py again") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: is not a plain numpy array; run preprocessing.py again") from error
+    if not isinstance(array, np.ndarray):  # an .npz archive under the name of an array
+        raise UserError(f"{path}: holds several arrays, one is expected; run preprocessing.py again")
+    return array

@@ -1,0 +1,69 @@
+"""The convolutional network of the method: a 40 x 40 window in, 20 x 20 logits out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WINDOW = 40  #: side of the square window that the network sees, pixels
+TARGET = 20  #: side of the middle square of the window that it labels, pixels
+MARGIN = (WINDOW - TARGET) // 2  #: pixels of the window outside the middle square, on each side
+
+MAPS_BEFORE_POOL = 50
+MAPS_AFTER_POOL = 100
+HIDDEN_UNITS = 2000
+
+
+class NeuronNet(nn.Module):
+    """Probability of 'neuron' for each of the middle 20 x 20 pixels of a window.
+
+    Three 3 x 3 convolutions of 50 maps with ELU, a 2 x 2 max-pool, three of 100 maps with ELU,
+    a dense layer of 2000 units with tanh and a dense layer of 400 logits. Every convolution pads
+    the window with zeros and keeps its size: 81,073,300 parameters. Weights start orthogonal
+    (Saxe et al. 2014, arXiv:1312.6120), biases at zero.
+
+    Parameters
+    ----------
+    generator : torch.Generator, optional
+        Source of the random initial weights; PyTorch's global generator by default.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        before, after = MAPS_BEFORE_POOL, MAPS_AFTER_POOL
+        self.conv1 = nn.Conv2d(1, before, 3, padding=1)
+        self.conv2 = nn.Conv2d(before, before, 3, padding=1)
+        self.conv3 = nn.Conv2d(before, before, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.conv4 = nn.Conv2d(before, after, 3, padding=1)
+        self.conv5 = nn.Conv2d(after, after, 3, padding=1)
+        self.conv6 = nn.Conv2d(after, after, 3, padding=1)
+        self.activation = nn.ELU()
+        self.dense = nn.Linear(after * (WINDOW // 2) ** 2, HIDDEN_UNITS)
+        self.output = nn.Linear(HIDDEN_UNITS, TARGET**2)
+        self.initialize(generator)
+
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Set every weight to a random (semi-)orthogonal matrix and every bias to zero."""
+        for layer in self.children():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Feature maps of windows: (N, 1, 40, 40) to (N, 100, 20, 20)."""
+        x = windows
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = self.activation(conv(x))
+        x = self.pool(x)
+        for conv in (self.conv4, self.conv5, self.conv6):
+            x = self.activation(conv(x))
+        return x
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of the middle pixels, row by row: (N, 100, 20, 20) to (N, 400)."""
+        return self.output(torch.tanh(self.dense(features.flatten(1))))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits of the middle pixels of windows: (N, 1, 40, 40) to (N, 400)."""
+        return self.classify(self.features(windows))

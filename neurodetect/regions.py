@@ -1,0 +1,230 @@
+"""Neurons as lists of pixels: from a probability map, to and from masks, neurofinder JSON in and out.
+
+A neuron is an (n, 2) integer array of `[row, column]` pixels; a recording's neurons are a list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from skimage.feature import peak_local_max
+from skimage.segmentation import watershed
+
+from neurodetect.files import UserError, read_json, write_json
+
+THRESHOLD = 0.5  #: a pixel whose probability is above this is neuron: the probability, rounded
+SMALLEST_AREA = 20  #: pixels; what is smaller is a crumb of the rounding, not a neuron
+SPLIT_SMOOTHING = 1.0  #: pixels, standard deviation of the Gaussian that smooths the distance transform
+SPLIT_DISTANCE = 3  #: pixels, smallest distance between two cells' middles
+METHODS = ("watershed", "connected")
+
+
+def unique_pixels(region: np.ndarray) -> np.ndarray:
+    """A neuron's pixels in row-major order, each once: (n, 2) to (m, 2)."""
+    return np.unique(np.asarray(region), axis=0)
+
+
+# From a probability map
+
+
+def find_regions(
+    probability: np.ndarray,
+    method: str = "watershed",
+    smallest_area: int = SMALLEST_AREA,
+    threshold: float = THRESHOLD,
+) -> list[np.ndarray]:
+    """Neurons of a probability map.
+
+    Parameters
+    ----------
+    probability : (H, W) array
+        Probability of 'neuron' at each pixel, or a mask.
+    method : {"watershed", "connected"}
+        "watershed" tells touching cells apart, "connected" gives plain connected components.
+    smallest_area : int
+        Regions of fewer pixels are dropped.
+    threshold : float
+        Pixels above it are neuron.
+
+    Returns
+    -------
+    list of (n, 2) int arrays
+        `[row, column]` pixels of each neuron. Each is in one piece (pixels that share a side), none
+        overlaps another, and none is empty. They are ordered by their first pixel, row by row.
+
+    Raises
+    ------
+    ValueError
+        The map has NaN or is not two-dimensional, or the method is unknown.
+    """
+    probability = np.asarray(probability)
+    if probability.ndim != 2 or np.isnan(probability).any():
+        raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
+    mask = probability > threshold
+    if method == "watershed":
+        labels = split_touching(mask)
+    elif method == "connected":
+        labels, _ = ndimage.label(mask)
+    else:
+        raise ValueError(f"unknown method {method!r}, use one of {', '.join(METHODS)}")
+    regions = labels_to_regions(labels)
+    regions = [region for region in regions if len(region) >= max(smallest_area, 1)]
+    return sorted(regions, key=lambda region: tuple(region[0]))
+
+
+def split_touching(mask: np.ndarray) -> np.ndarray:
+    """Number the cells of a mask, touching ones told apart: bool (H, W) to int (H, W), 0 outside.
+
+    A watershed of the distance to the nearest background pixel, smoothed, flooded from its peaks.
+    """
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SPLIT_SMOOTHING)
+    pieces, _ = ndimage.label(mask)
+    # Peaks are sought piece by piece, so that a small neuron beside a large one keeps its own.
+    peaks = peak_local_max(distance, min_distance=SPLIT_DISTANCE, labels=pieces, exclude_border=False)
+    markers = np.zeros(mask.shape, np.int32)
+    markers[peaks[:, 0], peaks[:, 1]] = np.arange(1, len(peaks) + 1)
+    return watershed(-distance, markers, mask=mask)
+
+
+# To and from masks
+
+
+def labels_to_regions(labels: np.ndarray) -> list[np.ndarray]:
+    """Pixels of each positive label of an (H, W) label image, in the labels' order, row-major."""
+    rows, columns = np.nonzero(labels > 0)
+    values = labels[rows, columns]
+    order = np.argsort(values, kind="stable")  # stable: row-major order within a label
+    pixels = np.column_stack([rows, columns])[order]
+    starts = np.flatnonzero(np.diff(values[order])) + 1
+    return np.split(pixels, starts) if len(pixels) else []
+
+
+def regions_to_mask(regions: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """1 where any neuron is, 0 elsewhere: uint8 (H, W). A pixel in two neurons is 1 all the same."""
+    mask = np.zeros(shape, np.uint8)
+    for region in regions:
+        mask[region[:, 0], region[:, 1]] = 1
+    return mask
+
+
+def regions_to_labels(regions: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Number of the neuron at each pixel, from 1, and 0 where none is: int32 (H, W).
+
+    A pixel in two neurons belongs to the later one.
+    """
+    labels = np.zeros(shape, np.int32)
+    for number, region in enumerate(regions, start=1):
+        labels[region[:, 0], region[:, 1]] = number
+    return labels
+
+
+# neurofinder JSON
+
+
+def read_regions(path: str | Path, shape: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """Neurons of a neurofinder `regions.json`.
+
+    Parameters
+    ----------
+    path : str or Path
+        `[{"coordinates": [[row, column], ...]}, ...]`; other keys are ignored.
+    shape : (int, int), optional
+        (H, W) of the recording; a pixel outside it is an error.
+
+    Returns
+    -------
+    list of (n, 2) int arrays
+        In the file's order (scores depend on it), each neuron's pixels once, row by row.
+
+    Raises
+    ------
+    UserError
+        The file is missing or malformed, or a neuron is empty or has pixels that are negative,
+        fractional or outside the image.
+    """
+    return parse_regions(read_json(path), shape, source=str(path))
+
+
+def parse_regions(value: Any, shape: tuple[int, int] | None, source: str) -> list[np.ndarray]:
+    """Neurons of the parsed JSON of a regions file; `source` names it in errors. See `read_regions`."""
+    if not isinstance(value, list):
+        raise UserError(f'{source}: a list of {{"coordinates": [[row, column], ...]}} is expected')
+    return [parse_region(entry, shape, f"{source}: neuron {index}") for index, entry in enumerate(value)]
+
+
+def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.ndarray:
+    """One neuron of parsed JSON. See `read_regions`."""
+    if not isinstance(entry, dict) or "coordinates" not in entry:
+        raise UserError(f'{source} has no "coordinates": [[row, column], ...]')
+    try:
+        coordinates = np.array(entry["coordinates"], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{source} has coordinates that are not pairs of numbers") from None
+    if coordinates.size == 0:
+        raise UserError(f"{source} has no pixels; remove it from the file")
+    if coordinates.ndim != 2 or coordinates.shape[1] != 2:
+        raise UserError(f"{source} has coordinates that are not [row, column] pairs")
+    limit = np.asarray(shape if shape is not None else (2**31, 2**31))
+    wrong = ~((coordinates >= 0) & (coordinates < limit) & (coordinates == np.floor(coordinates))).all(axis=1)
+    if wrong.any():
+        row, column = coordinates[wrong][0]
+        frame = f" of {shape[0]} rows and {shape[1]} columns" if shape is not None else ""
+        raise UserError(
+            f"{source} has pixel [{row:g}, {column:g}], which is no pixel of the image{frame}; "
+            "coordinates are whole numbers, [row, column], from 0"
+        )
+    return unique_pixels(coordinates.astype(np.int64))
+
+
+def regions_as_json(regions: Sequence[np.ndarray]) -> list[dict[str, list]]:
+    """The value that neurofinder's JSON has for these neurons."""
+    return [{"coordinates": np.asarray(region).tolist()} for region in regions]
+
+
+def write_regions(path: str | Path, regions: Sequence[np.ndarray]) -> None:
+    """Write a neurofinder `regions.json`."""
+    write_json(path, regions_as_json(regions))
+
+
+# The submission
+
+
+def dataset_name(name: str) -> str:
+    """The challenge's name of a recording: its folder's name without a leading `neurofinder.`."""
+    return name.removeprefix("neurofinder.")
+
+
+def write_submission(path: str | Path, found: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Write `submission.json`, one entry per recording in the order given.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write, whole or not at all.
+    found : mapping of str to sequence of (n, 2) arrays
+        The neurons of each recording; the key is the recording's folder name.
+    """
+    value = [
+        {"dataset": dataset_name(name), "regions": regions_as_json(regions)}
+        for name, regions in found.items()
+    ]
+    write_json(path, value)
+
+
+def read_submission(path: str | Path) -> dict[str, list]:
+    """The entries of a `submission.json`: the JSON value of each dataset's regions, not yet checked.
+
+    Raises
+    ------
+    UserError
+        The file is missing or malformed.
+    """
+    value = read_json(path)
+    entries = value if isinstance(value, list) else [None]
+    if not all(isinstance(e, dict) and isinstance(e.get("dataset"), str) and "regions" in e for e in entries):
+        raise UserError(f'{path}: a list of {{"dataset": name, "regions": [...]}} is expected')
+    return {entry["dataset"]: entry["regions"] for entry in entries}
