@@ -197,7 +197,7 @@ def simulate_frames(
     clutter = _spots(inside, 1 / 1000, (0.5, 2.5), 0.9, rng)  # boutons, dendrites seen end on
     clutter += _spots(inside, 1 / 2500, (0.15, 0.5), 4.0, rng)  # glow of neurons above and below
     clutter += _dendrites(inside, rng)
-    waves = [0.15 * _smooth_noise(shape, 20, rng) for _ in range(2)]
+    waves = [0.07 * _smooth_noise(shape, 20, rng) for _ in range(2)]
     slow = [_smooth_noise((n_frames,), 1.5 * rate_hz, rng) for _ in waves]
 
     light = _illumination(shape, rng) * photons
@@ -239,7 +239,7 @@ def _calcium(
     for neuron in range(1, count + 1):
         kernel = (1 - np.exp(-(time + 1 / rate_hz) / RISE)) * np.exp(-time / rng.uniform(*DECAY))
         events = rng.poisson(rng.gamma(2, events_hz / 2) / rate_hz, before + n_frames)
-        trace = np.convolve(events * rng.uniform(0.5, 2.0, len(events)), kernel)
+        trace = np.convolve(events * rng.uniform(0.5, 3.0, len(events)), kernel)
         activity[:, neuron] += trace[before : before + n_frames]
     return activity
 

@@ -1,0 +1,207 @@
+"""One mean image per recording: projection over time, clipping, scaling; prepared data in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from neurodetect.files import UserError, natural_key, read_array, read_json, reason, write_array, write_json
+from neurodetect.recording import positive_number
+from neurodetect.regions import read_regions, regions_to_mask, write_regions
+
+CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
+
+
+def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean intensity of each pixel over time.
+
+    Parameters
+    ----------
+    frames : iterable of (H, W) arrays
+        A recording, a stack (T, H, W), or anything that gives frames one by one. One frame at a time
+        is in memory.
+
+    Returns
+    -------
+    float64 (H, W)
+        Sums of integers of up to 32 bits are exact.
+
+    Raises
+    ------
+    ValueError
+        There are no frames, or not all are (H, W).
+    """
+    total, count = None, 0
+    for frame in frames:
+        frame = np.asarray(frame)
+        if total is None:
+            exact = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4
+            total = np.zeros(frame.shape, np.int64 if exact else np.float64)
+        if frame.ndim != 2 or frame.shape != total.shape:
+            raise ValueError(f"frame {count} is {frame.shape}, expected (H, W) like {total.shape}")
+        np.add(total, frame, out=total, casting="unsafe" if frame.dtype.kind == "u" else "same_kind")
+        count += 1
+    if total is None:
+        raise ValueError("a mean of no frames")
+    return total / count
+
+
+def clip_bright(image: np.ndarray, deviations: float = CLIP_DEVIATIONS) -> np.ndarray:
+    """Cut the brightest pixels: every value above mean + 3 standard deviations becomes that limit.
+
+    Parameters
+    ----------
+    image : (H, W) array
+    deviations : float
+        Standard deviations (over all pixels of the image) above the mean.
+
+    Returns
+    -------
+    (H, W) array
+        Of the image's dtype if it is a float type, otherwise float64.
+    """
+    image = np.asarray(image)
+    return np.minimum(image, image.mean(dtype=np.float64) + deviations * image.std(dtype=np.float64)).astype(
+        image.dtype if image.dtype.kind == "f" else np.float64
+    )
+
+
+def standardize(image: np.ndarray) -> np.ndarray:
+    """Scale an image by itself to mean 0 and standard deviation 1.
+
+    Parameters
+    ----------
+    image : (H, W) array
+
+    Returns
+    -------
+    float32 (H, W)
+
+    Raises
+    ------
+    ValueError
+        The image is constant or not finite: no scaling makes its deviation 1.
+    """
+    image = np.asarray(image, np.float64)
+    deviation = image.std()
+    if not np.isfinite(deviation):
+        raise ValueError("the image has NaN or infinite pixels")
+    if image.min() == image.max():
+        raise ValueError("the image is constant")
+    return ((image - image.mean()) / deviation).astype(np.float32)
+
+
+# Prepared data on disk
+
+
+class Prepared(NamedTuple):
+    """What `preprocessing.py` wrote of one recording.
+
+    `mask` and `regions` are None for a recording without labels, `pixels_per_micron` where unknown.
+    """
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    regions: list[np.ndarray] | None
+    pixels_per_micron: float | None
+
+
+def write_prepared(
+    folder: str | Path,
+    name: str,
+    image: np.ndarray,
+    regions: Sequence[np.ndarray] | None = None,
+    pixels_per_micron: float | None = None,
+) -> None:
+    """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if it is missing.
+    name : str
+        The recording's name.
+    image : (H, W) array
+        The clipped mean image; stored as float32.
+    regions : sequence of (n, 2) int arrays, optional
+        The labelled neurons.
+    pixels_per_micron : float, optional
+        Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
+
+    Raises
+    ------
+    UserError
+        The image is constant, so that no neuron can be told in it, or a file cannot be written.
+    """
+    folder = Path(folder)
+    image = np.asarray(image, np.float32)
+    if image.min() == image.max():
+        raise UserError(
+            f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
+        )
+    # A file of an earlier run that this recording no longer has would be read as its own.
+    for stale in (f"y_{name}.npy", f"regions_{name}.json", f"info_{name}.json"):
+        (folder / stale).unlink(missing_ok=True)
+    if regions is not None:
+        write_regions(folder / f"regions_{name}.json", regions)
+        write_array(folder / f"y_{name}.npy", regions_to_mask(regions, image.shape))
+    if pixels_per_micron is not None:
+        write_json(folder / f"info_{name}.json", {"pixels-per-micron": pixels_per_micron})
+    # Last: without it the others do not count.
+    write_array(folder / f"X_{name}.npy", image)
+
+
+def prepared_names(folder: str | Path) -> list[str]:
+    """Names of the recordings prepared in a folder, in natural order.
+
+    Raises
+    ------
+    UserError
+        There is no such folder, or nothing prepared in it.
+    """
+    try:
+        files = [path.name for path in Path(folder).iterdir()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({reason(error)}); check the path") from error
+    names = [f[len("X_") : -len(".npy")] for f in files if f.startswith("X_") and f.endswith(".npy")]
+    if not names:
+        raise UserError(f"{folder}: holds no X_*.npy; run preprocessing.py RECORDING {folder} first")
+    return sorted(names, key=natural_key)
+
+
+def read_prepared(folder: str | Path, name: str) -> Prepared:
+    """Read what `write_prepared` wrote of one recording.
+
+    Raises
+    ------
+    UserError
+        A file is unreadable, or the files do not fit together.
+    """
+    folder = Path(folder)
+    image_file, mask_file = folder / f"X_{name}.npy", folder / f"y_{name}.npy"
+    regions_file, info_file = folder / f"regions_{name}.json", folder / f"info_{name}.json"
+    again = "run preprocessing.py again"
+    image = read_array(image_file)
+    if image.ndim != 2 or not image.size or image.dtype.kind not in "iuf":
+        raise UserError(f"{image_file}: is no (H, W) image of numbers; {again}")
+    if not np.isfinite(image).all():
+        raise UserError(f"{image_file}: has NaN or infinite pixels; {again}")
+    if image.min() == image.max():
+        raise UserError(f"{image_file}: is constant, there is nothing to see in it; remove it")
+    mask = regions = None
+    if mask_file.exists():
+        mask = read_array(mask_file)
+        if mask.shape != image.shape:
+            raise UserError(f"{mask_file}: is {mask.shape}, but {image_file.name} is {image.shape}; {again}")
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError(f"{mask_file}: has values other than 0 and 1; {again}")
+        if not regions_file.exists():
+            raise UserError(f"{regions_file}: is missing beside {mask_file.name}; {again}")
+        regions = read_regions(regions_file, image.shape)
+    info = read_json(info_file) if info_file.exists() else {}
+    pixels_per_micron = positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
+    return Prepared(name, image.astype(np.float32), mask, regions, pixels_per_micron)
