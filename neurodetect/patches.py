@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW
 
 PADDING = WINDOW // 2  #: pixels of zeros around an image, so that every pixel can be a window's centre
@@ -33,7 +34,9 @@ class PatchSampler:
     Raises
     ------
     ValueError
-        An image and its mask differ in shape, or there is no neuron pixel or no other pixel at all.
+        An image and its mask differ in shape.
+    UserError
+        There is no neuron pixel, or no other pixel, in any of the images.
     """
 
     def __init__(
@@ -63,7 +66,10 @@ class PatchSampler:
             return torch.from_numpy(np.concatenate(arrays)).to(device)
 
         if not starts or not sum(map(len, neuron)) or not sum(map(len, background)):
-            raise ValueError("training needs pixels that are neuron and pixels that are not")
+            raise UserError(
+                "the labelled recordings have no pixel that is neuron, or none that is not; training needs "
+                "both: label neurons in at least one recording"
+            )
         self.device = torch.device(device)
         self._images, self._masks = gather(flat_images), gather(flat_masks)
         self._neuron, self._background = gather(neuron), gather(background)

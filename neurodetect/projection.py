@@ -205,3 +205,26 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
     info = read_json(info_file) if info_file.exists() else {}
     pixels_per_micron = positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
     return Prepared(name, image.astype(np.float32), mask, regions, pixels_per_micron)
+
+
+def read_folder(folder: str | Path) -> list[Prepared]:
+    """Every recording prepared in a folder, in natural order of their names. Raises as its parts do."""
+    return [read_prepared(folder, name) for name in prepared_names(folder)]
+
+
+def read_labelled(folder: str | Path) -> tuple[list[Prepared], list[str]]:
+    """The labelled recordings of a folder, and the names of those without labels.
+
+    Raises
+    ------
+    UserError
+        None is labelled, or a file is unreadable.
+    """
+    recordings = read_folder(folder)
+    labelled = [recording for recording in recordings if recording.mask is not None]
+    if not labelled:
+        raise UserError(
+            f"{folder}: none of its {len(recordings)} recordings has labels (y_*.npy), which training "
+            "and cross-validation need; is this the test folder?"
+        )
+    return labelled, [recording.name for recording in recordings if recording.mask is None]

@@ -199,9 +199,12 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 def count_pages(tiff: tifffile.TiffFile) -> int:
     """Number of frames in a TIFF file."""
     pages = len(tiff.pages)
+    # One header may describe the first of many frames that follow each other: ImageJ does this above
+    # 4 GB, tifffile on request. Both say so in the description.
     if pages == 1 and tiff.is_imagej:
-        # Above 4 GB ImageJ describes the first frame only and lets the others follow it.
-        return max(1, math.prod(tiff.series[0].shape) // max(tiff.pages[0].size, 1))
+        return max(1, int(tiff.imagej_metadata.get("images", 1)))
+    if pages == 1 and tiff.is_shaped:
+        return max(1, tiff.series[0].size // max(tiff.pages[0].size, 1))
     return pages
 
 

@@ -82,11 +82,15 @@ def split_touching(mask: np.ndarray) -> np.ndarray:
     A watershed of the distance to the nearest background pixel, smoothed, flooded from its peaks.
     """
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SPLIT_SMOOTHING)
-    pieces, _ = ndimage.label(mask)
+    pieces, count = ndimage.label(mask)
     # Peaks are sought piece by piece, so that a small neuron beside a large one keeps its own.
     peaks = peak_local_max(distance, min_distance=SPLIT_DISTANCE, labels=pieces, exclude_border=False)
     markers = np.zeros(mask.shape, np.int32)
     markers[peaks[:, 0], peaks[:, 1]] = np.arange(1, len(peaks) + 1)
+    # A piece on which the distance is flat has no peak; it is one cell.
+    with_peak = np.bincount(pieces[peaks[:, 0], peaks[:, 1]], minlength=count + 1) > 0
+    flat = mask & ~with_peak[pieces]
+    markers[flat] = len(peaks) + pieces[flat]
     return watershed(-distance, markers, mask=mask)
 
 

@@ -150,3 +150,72 @@ def f1_at_iou(
 def pixel_error(probability: np.ndarray, mask: np.ndarray) -> float:
     """Share of pixels whose rounded probability is not the label: (H, W) and (H, W) to 0 … 1."""
     return float(np.mean((probability > 0.5) != (mask > 0)))
+
+
+# The table
+
+MEASURES = ("pixel_error", "recall", "precision", "combined", "inclusion", "exclusion", "f1_iou50")
+
+
+def evaluate(
+    probability: np.ndarray,
+    found: Sequence[np.ndarray],
+    mask: np.ndarray,
+    truth: Sequence[np.ndarray],
+    pixels_per_micron: float | None = None,
+) -> dict[str, float]:
+    """Every measure of one recording.
+
+    Parameters
+    ----------
+    probability, mask : (H, W) arrays
+        The probability map and the labels of its pixels.
+    found, truth : sequence of (n, 2) arrays
+        Found and true neurons.
+    pixels_per_micron : float, optional
+        Sets the distance at which neurons match, see `match_threshold`.
+
+    Returns
+    -------
+    dict
+        The MEASURES, "true" and "found" (numbers of neurons) and "threshold" (pixels).
+    """
+    threshold = match_threshold(pixels_per_micron)
+    return {
+        "pixel_error": pixel_error(probability, mask),
+        **score(truth, found, threshold)._asdict(),
+        "f1_iou50": f1_at_iou(truth, found),
+        "true": len(truth),
+        "found": len(found),
+        "threshold": threshold,
+    }
+
+
+def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation of each of the MEASURES, and of the numbers of neurons."""
+    keys = (*MEASURES, "true", "found")
+    return {
+        "mean": {key: float(np.mean([row[key] for row in rows])) for key in keys},
+        # One recording has no spread to estimate.
+        "std": {key: float(np.std([row[key] for row in rows], ddof=min(1, len(rows) - 1))) for key in keys},
+    }
+
+
+def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
+    """The measures of each recording as text, one line each, mean and standard deviation last."""
+    width = max(len(name) for name in (*names, "recording"))
+    heads = ("pixel err", "recall", "precision", "combined", "inclusion", "exclusion", "F1 IoU.5")
+
+    def line(name: str, row: dict[str, float], count: str) -> str:
+        measures = " ".join(f"{row[key]:9.3f}" for key in MEASURES)
+        return f"{name:{width}} {measures} {row['true']:{count}} {row['found']:{count}}"
+
+    summary = summarize(rows)
+    return "\n".join(
+        [
+            f"{'recording':{width}} {' '.join(f'{head:>9}' for head in heads)}    true   found",
+            *(line(name, row, "7d") for name, row in zip(names, rows, strict=True)),
+            line("mean", summary["mean"], "7.1f"),
+            line("std", summary["std"], "7.1f"),
+        ]
+    )

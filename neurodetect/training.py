@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from neurodetect.files import UserError, reason, write_whole
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
+from neurodetect.projection import Prepared, standardize
 
-ITERATIONS = 10_000
-BATCH_SIZE = 100
 LEARNING_RATE = 2e-4
 BETAS = (0.9, 0.99)
 
@@ -68,11 +69,87 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 # The loop
 
 
+def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
+    """Deal recordings into folds at random: the held-out recordings of each fold.
+
+    Parameters
+    ----------
+    count : int
+        Number of recordings.
+    folds : int
+        Number of folds; with fewer recordings each is a fold of its own.
+    seed : int
+
+    Returns
+    -------
+    list of list of int
+        Every recording is in one fold; sizes differ by one at most.
+
+    Raises
+    ------
+    UserError
+        There are fewer than two recordings.
+    """
+    if count < 2:
+        raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
+    splitter = KFold(min(folds, count), shuffle=True, random_state=seed)
+    return [held_out.tolist() for _, held_out in splitter.split(range(count))]
+
+
+def train_network(
+    recordings: Sequence[Prepared],
+    iterations: int,
+    batch_size: int,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    held_out: Sequence[Prepared] = (),
+    description: str | None = None,
+) -> tuple[NeuronNet, list[dict[str, float]]]:
+    """A new network, trained on labelled recordings.
+
+    Parameters
+    ----------
+    recordings, held_out : sequence of Prepared
+        Labelled recordings to train on, and others to look at in between.
+    seed : int
+        Of the initial weights and of the windows drawn.
+    device : torch.device
+    iterations, batch_size, precision, description
+        See `train`.
+
+    Returns
+    -------
+    NeuronNet, list of dict
+        The network on the device, and the history that `train` returns.
+
+    Raises
+    ------
+    UserError
+        There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
+    """
+
+    def sampler(of: Sequence[Prepared], seed: int) -> PatchSampler:
+        return PatchSampler([standardize(r.image) for r in of], [r.mask for r in of], device, seed)
+
+    windows = sampler(recordings, seed)
+    check = None
+    # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
+    if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
+        check = sampler(held_out, seed + 1)
+    network = NeuronNet(torch.Generator().manual_seed(seed)).to(device)
+    history = train(
+        network, windows, iterations, batch_size, precision=precision, held_out=check, description=description
+    )
+    return network, history
+
+
 def train(
     network: NeuronNet,
     sampler: PatchSampler,
-    iterations: int = ITERATIONS,
-    batch_size: int = BATCH_SIZE,
+    iterations: int,
+    batch_size: int,
     *,
     precision: str = "float32",
     held_out: PatchSampler | None = None,

@@ -1,0 +1,108 @@
+"""Tell how good the network is on recordings that it has not seen.
+
+The recordings of TRAIN_FOLDER (what preprocessing.py wrote) are dealt into folds. For each fold a
+network is trained on all the others, labels every pixel of the held-out recordings and finds their
+neurons. At the end a table: wrong pixels, neurofinder's recall, precision, combined, inclusion and
+exclusion, F1 at an intersection over union of 0.5, and the number of neurons, true and found.
+"""
+
+from __future__ import annotations
+
+from neurodetect import console
+
+
+def main() -> None:
+    parser = console.Parser(__doc__, "python conv2d_crossvalidation.py train --folds 3 --iterations 3000")
+    parser.add_argument("train_folder", metavar="TRAIN_FOLDER", help="holds X_NAME.npy and y_NAME.npy files")
+    parser.add_argument(
+        "--folds",
+        type=console.number_in(int, 2),
+        default=5,
+        metavar="K",
+        help="networks to train, at most one per recording (default: 5)",
+    )
+    parser.add_argument(
+        "--output",
+        default="crossvalidation.json",
+        metavar="FILE",
+        help="the scores and settings; beside it one picture per recording (default: crossvalidation.json)",
+    )
+    console.add_training_options(parser)
+    console.add_detection_options(parser)
+    args = parser.parse_args()
+
+    from pathlib import Path
+
+    from neurodetect.figures import draw_matches, save_figure
+    from neurodetect.files import require_writable, write_json
+    from neurodetect.projection import read_labelled, standardize
+    from neurodetect.regions import find_regions
+    from neurodetect.scoring import evaluate, match_centers, summarize, table
+    from neurodetect.sliding_window import probability_map
+    from neurodetect.training import choose_device, choose_precision, split_folds, train_network
+
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    output = Path(args.output)
+    require_writable(output.parent)
+    recordings, unlabelled = read_labelled(args.train_folder)
+    for name in unlabelled:
+        console.warn(f"{name} has no labels (no y_{name}.npy) and is left out")
+    folds = split_folds(len(recordings), args.folds, args.seed)
+    console.say(
+        f"{len(recordings)} labelled recordings in {len(folds)} folds, {args.iterations} iterations each, "
+        f"on {device.type} in {precision}"
+    )
+
+    rows = {}
+    histories = []
+    for number, fold in enumerate(folds, start=1):
+        held_out = [recordings[index] for index in fold]
+        network, history = train_network(
+            [recording for index, recording in enumerate(recordings) if index not in fold],
+            args.iterations,
+            args.batch_size,
+            seed=args.seed,
+            device=device,
+            precision=precision,
+            held_out=held_out,
+            description=f"fold {number} of {len(folds)}, training",
+        )
+        histories.append({"held_out": [recording.name for recording in held_out], "history": history})
+        for recording in held_out:
+            probability = probability_map(
+                network,
+                standardize(recording.image),
+                args.stride,
+                precision=precision,
+                description=f"fold {number} of {len(folds)}, {recording.name}",
+            )
+            found = find_regions(probability, args.regions)
+            row = evaluate(probability, found, recording.mask, recording.regions, recording.pixels_per_micron)
+            rows[recording.name] = row
+            figure = draw_matches(
+                recording.image,
+                recording.regions,
+                found,
+                match_centers(recording.regions, found, row["threshold"]),
+                title=f"{recording.name}, held out",
+                pixels_per_micron=recording.pixels_per_micron,
+            )
+            save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
+
+    rows = {recording.name: rows[recording.name] for recording in recordings}
+    console.say("\n" + table(list(rows.values()), list(rows)))
+    write_json(
+        output,
+        {
+            "settings": console.settings(args, device=device.type, precision=precision, folds=len(folds)),
+            "recordings": [{"name": name, **row} for name, row in rows.items()],
+            **summarize(list(rows.values())),
+            "folds": histories,
+        },
+    )
+    console.say(f"\nWrote {output} and a picture of each recording beside it.")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,41 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurodetect.network import NeuronNet
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def network() -> NeuronNet:
+    """A new network as the method starts it; orthogonal weights take seconds, so all tests share one."""
+    return NeuronNet(torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess]:
+    """Run one of the scripts as a user does: `run_command("preprocessing.py", recording, folder)`."""
+
+    def run(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+
+    return run
+
+
+def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """The command ended with exit code 2 and one line on standard error that has these words."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], result.stderr

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from neurodetect.network import NeuronNet
+
+
+def numpy_convolution(maps, weight, bias):
+    """3 x 3 cross-correlation with zeros around, by the definition: (C, H, W) to (O, H, W)."""
+    padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return np.einsum("chwij,ocij->ohw", patches, weight, optimize=True) + bias[:, None, None]
+
+
+def elu(x):
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def numpy_network(window, weights):
+    """The network by its description in float64: one (40, 40) window to (100, 20, 20) and 400 logits."""
+    maps = window[None].astype(np.float64)
+    for number in range(1, 7):
+        maps = elu(numpy_convolution(maps, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"]))
+        if number == 3:
+            maps = maps.reshape(50, 20, 2, 20, 2).max(axis=(2, 4))
+    hidden = np.tanh(weights["dense.weight"] @ maps.ravel() + weights["dense.bias"])
+    return maps, weights["output.weight"] @ hidden + weights["output.bias"]
+
+
+def test_the_network_has_81_073_300_parameters(network):
+    assert sum(parameter.numel() for parameter in network.parameters()) == 81_073_300
+
+
+def test_shapes(network):
+    windows = torch.randn(3, 1, 40, 40, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        features = network.features(windows)
+        logits = network(windows)
+        assert torch.allclose(network.classify(features), logits)
+    assert features.shape == (3, 100, 20, 20)
+    assert logits.shape == (3, 400)
+
+
+def test_forward_pass_against_numpy(network):
+    generator = torch.Generator().manual_seed(2)
+    windows = torch.randn(2, 1, 40, 40, generator=generator)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        with torch.inference_mode():
+            for layer in network.children():  # zero biases would hide a bias that is never added
+                if hasattr(layer, "bias"):
+                    layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) / 10)
+            features, logits = network.features(windows), network(windows)
+            weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
+    finally:
+        network.load_state_dict(state)
+    for window, feature, logit in zip(windows, features, logits, strict=True):
+        expected_features, expected_logits = numpy_network(window[0].numpy(), weights)
+        np.testing.assert_allclose(feature.numpy(), expected_features, atol=1e-4)
+        np.testing.assert_allclose(logit.numpy(), expected_logits, atol=1e-4)
+
+
+def test_weights_start_orthogonal_and_biases_at_zero(network):
+    for name, layer in network.named_children():
+        if not hasattr(layer, "weight"):
+            continue
+        matrix = layer.weight.detach().flatten(1)
+        if len(matrix) > matrix.shape[1]:  # more maps than inputs: the columns are orthonormal
+            matrix = matrix.T
+        gram = matrix @ matrix.T
+        assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-4), name
+        assert not layer.bias.any(), name
+
+
+def test_the_seed_decides_the_weights(monkeypatch):
+    # The dense layer would take seconds; what draws the convolutions' weights draws its weights too.
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 4)
+    first, again, other = (NeuronNet(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.conv2.weight, other.conv2.weight)

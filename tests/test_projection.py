@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from neurodetect.files import UserError
+from neurodetect.projection import (
+    clip_bright,
+    mean_projection,
+    prepared_names,
+    read_labelled,
+    read_prepared,
+    standardize,
+    write_prepared,
+)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float32]),
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=6),
+        elements=st.integers(0, 255),
+    )
+)
+def test_mean_against_numpy_on_the_whole_stack(stack):
+    expected = stack.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(mean_projection(stack), expected, rtol=1e-12)
+    assert mean_projection(iter(stack)).dtype == np.float64
+
+
+def test_sums_of_integers_are_exact():
+    # In float32 the sum would stop growing at 2 ** 24; in int32 it would overflow.
+    frames = (np.full((2, 3), 2**32 - 1, np.uint32) for _ in range(1000))
+    assert np.all(mean_projection(frames) == 2**32 - 1)
+    assert np.all(mean_projection(np.full((7, 2, 3), -(2**31), np.int32)) == -(2**31))
+
+
+def test_no_frames_and_frames_of_two_shapes():
+    with pytest.raises(ValueError, match="no frames"):
+        mean_projection([])
+    with pytest.raises(ValueError, match="frame 1"):
+        mean_projection([np.zeros((2, 3)), np.zeros((3, 2))])
+
+
+def test_clipping_by_hand():
+    image = np.zeros((10, 10))
+    image[3, 7] = 100.0
+    limit = 1 + 3 * np.sqrt(99 * 1 + 99**2) / 10  # mean 1, variance (99 + 99 ** 2) / 100
+    clipped = clip_bright(image)
+    assert clipped[3, 7] == pytest.approx(limit) and clipped.sum() == clipped[3, 7]
+    assert np.array_equal(clip_bright(image.astype(int)), clipped)
+    assert clip_bright(image.astype(np.float32)).dtype == np.float32
+
+
+@given(hnp.arrays(np.float32, (5, 7), elements=st.floats(-1e6, 1e6, width=32)))
+def test_clipping_cuts_above_and_leaves_the_rest(image):
+    limit = image.mean(dtype=np.float64) + 3 * image.std(dtype=np.float64)
+    np.testing.assert_allclose(clip_bright(image), np.where(image > limit, limit, image), rtol=1e-6)
+
+
+def test_standardizing():
+    rng = np.random.default_rng(0)
+    image = standardize(rng.normal(1e6, 3, (40, 50)))
+    assert image.dtype == np.float32
+    assert abs(image.mean(dtype=np.float64)) < 1e-6 and abs(image.std(dtype=np.float64) - 1) < 1e-6
+    with pytest.raises(ValueError, match="constant"):
+        standardize(np.full((4, 5), 0.1))
+    with pytest.raises(ValueError, match="NaN"):
+        standardize(np.array([[0, np.nan]]))
+
+
+# On disk
+
+
+@pytest.fixture
+def folder(tmp_path):
+    image = np.arange(12.0).reshape(3, 4)
+    write_prepared(tmp_path, "b10", image, [np.array([[2, 3]]), np.array([[0, 1], [2, 3]])], 1.15)
+    write_prepared(tmp_path, "b2", image)
+    return tmp_path
+
+
+def test_prepared_data_on_disk(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("X_b10.npy", "X_b2.npy", "info_b10.json", "regions_b10.json", "y_b10.npy")
+    ]
+    image, mask = np.load(folder / "X_b10.npy"), np.load(folder / "y_b10.npy")
+    assert image.dtype == np.float32 and np.array_equal(image, np.arange(12).reshape(3, 4))
+    assert mask.dtype == np.uint8 and mask.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert prepared_names(folder) == ["b2", "b10"]
+    prepared = read_prepared(folder, "b10")
+    assert prepared.name == "b10" and prepared.pixels_per_micron == 1.15
+    assert [region.tolist() for region in prepared.regions] == [[[2, 3]], [[0, 1], [2, 3]]]
+    unlabelled = read_prepared(folder, "b2")
+    assert unlabelled.mask is None and unlabelled.regions is None and unlabelled.pixels_per_micron is None
+
+
+def test_unlabelled_recordings_are_named(folder):
+    labelled, unlabelled = read_labelled(folder)
+    assert [recording.name for recording in labelled] == ["b10"] and unlabelled == ["b2"]
+    (folder / "y_b10.npy").unlink()
+    with pytest.raises(UserError, match="none of its 2 recordings has labels"):
+        read_labelled(folder)
+
+
+def test_labels_of_an_earlier_run_do_not_stay(folder):
+    write_prepared(folder, "b10", np.arange(6.0).reshape(2, 3))
+    assert read_prepared(folder, "b10").mask is None
+
+
+def test_a_constant_image_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="name: the mean image is constant"):
+        write_prepared(tmp_path, "name", np.full((4, 5), 7.0), [np.array([[1, 1]])])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(UserError, match="nowhere: cannot be read"):
+        prepared_names(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no X_"):
+        prepared_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "match"),
+    [
+        ("X_b10.npy", np.zeros(5), "image"),
+        ("X_b10.npy", np.zeros((0, 5)), "image"),
+        ("X_b10.npy", np.zeros((3, 4), complex), "image"),
+        ("X_b10.npy", np.ones((3, 4)), "constant"),
+        ("X_b10.npy", np.array([[np.nan, 1]]), "NaN"),
+        ("X_b10.npy", np.arange(12).reshape(4, 3), r"y_b10.npy: is \(3, 4\)"),
+        ("y_b10.npy", np.full((3, 4), 2), "0 and 1"),
+    ],
+)
+def test_prepared_files_that_cannot_be_used(folder, file, array, match):
+    np.save(folder / file, array)
+    with pytest.raises(UserError, match=match):
+        read_prepared(folder, "b10")
+
+
+def test_regions_that_are_missing_or_outside(folder):
+    (folder / "regions_b10.json").write_text('[{"coordinates": [[3, 2]]}]')
+    with pytest.raises(UserError, match="neuron 0"):
+        read_prepared(folder, "b10")
+    (folder / "regions_b10.json").unlink()
+    with pytest.raises(UserError, match="regions_b10.json: is missing"):
+        read_prepared(folder, "b10")

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+from skimage.draw import disk
+
+from neurodetect.files import UserError
+from neurodetect.regions import (
+    dataset_name,
+    find_regions,
+    labels_to_regions,
+    parse_regions,
+    read_regions,
+    read_submission,
+    regions_to_labels,
+    regions_to_mask,
+    split_touching,
+    write_regions,
+    write_submission,
+)
+
+regions_lists = st.lists(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=1, max_size=20, unique=True).map(
+        lambda pixels: np.array(sorted(pixels))
+    ),
+    max_size=8,
+)
+
+
+def disks(shape, centers, radius):
+    """One (n, 2) array of pixels per disk, row-major."""
+    return [np.argwhere(painted(shape, center, radius)) for center in centers]
+
+
+def painted(shape, center, radius):
+    image = np.zeros(shape, bool)
+    image[disk(center, radius, shape=shape)] = True
+    return image
+
+
+# Files
+
+
+@given(regions_lists)
+def test_regions_survive_writing_and_reading(tmp_path_factory, regions):
+    path = tmp_path_factory.mktemp("regions") / "regions.json"
+    write_regions(path, regions)
+    back = read_regions(path, (41, 31))
+    assert len(back) == len(regions)
+    assert all(np.array_equal(a, b) for a, b in zip(back, regions, strict=True))
+
+
+def test_coordinates_are_row_then_column(tmp_path):
+    path = tmp_path / "regions.json"
+    path.write_text('[{"coordinates": [[3, 7], [3, 8]]}]')
+    mask = regions_to_mask(read_regions(path, (5, 10)), (5, 10))
+    assert mask.sum() == 2 and mask[3, 7] == 1 and mask[3, 8] == 1
+    with pytest.raises(UserError, match="outside|no pixel"):
+        read_regions(path, (10, 5))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"coordinates": [[1, 2]]},
+        [[1, 2]],
+        [{"pixels": [[1, 2]]}],
+        [{"coordinates": []}],
+        [{"coordinates": [[]]}],
+        [{"coordinates": [1, 2]}],
+        [{"coordinates": [[1, 2, 3]]}],
+        [{"coordinates": [[1, 2], [3]]}],
+        [{"coordinates": [["a", "b"]]}],
+        [{"coordinates": [[None, 1]]}],
+        [{"coordinates": [[-1, 2]]}],
+        [{"coordinates": [[1.5, 2]]}],
+        [{"coordinates": [[1, 20]]}],
+        [{"coordinates": [[10, 2]]}],
+        [{"coordinates": [[1, 10**400]]}],
+        [{"coordinates": "everywhere"}],
+        [{"coordinates": {"row": 1}}],
+        None,
+        7,
+    ],
+)
+def test_malformed_regions_are_one_line_that_names_the_file(value):
+    with pytest.raises(UserError, match="regions.json") as error:
+        parse_regions(value, (10, 20), "regions.json")
+    assert "\n" not in str(error.value)
+
+
+def test_nan_coordinates_are_refused(tmp_path):
+    (tmp_path / "regions.json").write_text('[{"coordinates": [[NaN, 1]]}]')
+    with pytest.raises(UserError, match="neuron 0"):
+        read_regions(tmp_path / "regions.json", (10, 20))
+
+
+def test_duplicate_pixels_count_once_and_extra_keys_are_ignored():
+    value = [{"coordinates": [[2, 2], [1, 1], [2, 2], [1.0, 1.0]], "id": 3}]
+    (region,) = parse_regions(value, (5, 5), "here")
+    assert region.tolist() == [[1, 1], [2, 2]]
+
+
+def test_submission_has_the_challenge_form(tmp_path):
+    path = tmp_path / "submission.json"
+    found = {"neurofinder.00.00.test": [np.array([[1, 2], [1, 3]])], "mine": []}
+    write_submission(path, found)
+    assert json.loads(path.read_text()) == [
+        {"dataset": "00.00.test", "regions": [{"coordinates": [[1, 2], [1, 3]]}]},
+        {"dataset": "mine", "regions": []},
+    ]
+    assert read_submission(path)["00.00.test"] == [{"coordinates": [[1, 2], [1, 3]]}]
+    assert dataset_name("my.neurofinder.00") == "my.neurofinder.00"
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '[{"dataset": 3, "regions": []}]', '[{"dataset": "a"}]'])
+def test_malformed_submission(tmp_path, text):
+    (tmp_path / "submission.json").write_text(text)
+    with pytest.raises(UserError, match="submission.json"):
+        read_submission(tmp_path / "submission.json")
+
+
+# Masks
+
+
+@given(regions_lists)
+def test_masks_and_labels_hold_every_pixel_once(regions):
+    mask = regions_to_mask(regions, (41, 31))
+    pixels = {tuple(pixel) for region in regions for pixel in region.tolist()}
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+    assert {tuple(pixel) for pixel in np.argwhere(mask).tolist()} == pixels
+    assert np.array_equal(regions_to_labels(regions, (41, 31)) > 0, mask > 0)
+
+
+def test_labels_give_their_regions_back():
+    regions = disks((30, 50), [(8, 8), (8, 30), (22, 40)], 6)
+    back = labels_to_regions(regions_to_labels(regions, (30, 50)))
+    assert all(np.array_equal(a, b) for a, b in zip(back, regions, strict=True))
+    assert labels_to_regions(np.zeros((4, 5), int)) == []
+
+
+# Neurons of a map
+
+
+def test_touching_cells_are_told_apart_and_the_last_one_is_there():
+    centers = [(10, 10), (10, 21), (21, 15), (10, 50), (40, 12), (40, 23), (45, 60)]
+    truth = disks((56, 72), centers, 6)
+    mask = regions_to_mask(truth, (56, 72))
+    found = find_regions(mask)
+    assert len(found) == len(truth)
+    middles = sorted(tuple(np.round(region.mean(axis=0)).astype(int)) for region in found)
+    for middle, center in zip(middles, sorted(centers), strict=True):
+        assert np.abs(np.subtract(middle, center)).max() <= 1
+    assert len(find_regions(mask, "connected")) == 4
+
+
+def test_connected_is_plain_connected_components():
+    mask = np.random.default_rng(0).random((40, 50)) > 0.5
+    expected, count = ndimage.label(mask)
+    found = find_regions(mask, "connected", smallest_area=1)
+    assert len(found) == count
+    for region in found:
+        assert np.array_equal(region, np.argwhere(expected == expected[tuple(region[0])]))
+
+
+def test_crumbs_are_dropped():
+    mask = regions_to_mask(disks((40, 40), [(12, 12)], 6), (40, 40))
+    mask[30, 30:34] = 1
+    assert len(find_regions(mask)) == 1
+    assert len(find_regions(mask, smallest_area=1)) == 2
+
+
+def test_the_rounding_is_at_one_half():
+    probability = np.full((20, 20), 0.5)
+    assert find_regions(probability) == []
+    assert len(find_regions(probability + 1e-6)[0]) == 400
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(0, 1, width=32)
+    )
+)
+@pytest.mark.parametrize("method", ["watershed", "connected"])
+def test_regions_are_disjoint_whole_and_inside(method, probability):
+    regions = find_regions(probability, method, smallest_area=1)
+    painted = np.zeros(probability.shape, int)
+    for region in regions:
+        assert len(region)
+        painted[region[:, 0], region[:, 1]] += 1
+        alone = np.zeros(probability.shape, bool)
+        alone[region[:, 0], region[:, 1]] = True
+        assert ndimage.label(alone)[1] == 1
+    assert np.array_equal(painted, (probability > 0.5).astype(int))
+
+
+def test_a_map_with_nan_is_a_bug():
+    with pytest.raises(ValueError, match="NaN"):
+        find_regions(np.array([[0.2, np.nan]]))
+    with pytest.raises(ValueError, match="method"):
+        find_regions(np.zeros((2, 2)), "magic")
+
+
+def test_cells_cut_by_the_border_stay():
+    truth = disks((40, 60), [(0, 10), (39, 30), (20, 59)], 7)
+    assert len(find_regions(regions_to_mask(truth, (40, 60)))) == 3
+    assert split_touching(np.zeros((3, 4), bool)).max() == 0
