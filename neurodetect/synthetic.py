@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from scipy import ndimage
+from scipy.special import expit
 from skimage.graph import route_through_array
 from skimage.segmentation import find_boundaries
 
@@ -106,7 +107,7 @@ def _place(
         for centre in centres:
             pixels = _inside(outline + centre, shape)
             where = tuple(pixels.T)
-            if len(pixels) < 0.6 * len(outline) or occupied[where].any() or near[where].any():
+            if len(pixels) <= 0.6 * len(outline) or occupied[where].any() or near[where].any():
                 continue
             if not cluster or occupied[tuple(_neighbourhood(pixels, 1, shape, corners=False).T)].any():
                 return pixels
@@ -219,7 +220,7 @@ def _cell_brightness(
     depth /= deepest[labels]  # 1 in a neuron's middle, towards 0 at its rim
 
     brightness = np.zeros(count + 1)  # one entry a label; 0 is no neuron
-    brightness[1:] = rng.lognormal(np.log(1.3), 0.45, count).clip(0.7, 4)
+    brightness[1:] = rng.lognormal(np.log(1.8), 0.4, count).clip(1.3, 4)
     hard = 1 + np.flatnonzero(rng.random(count) < faint)
     brightness[hard] = rng.uniform(0.3, 0.5, len(hard))
     nucleus = np.zeros(count + 1)  # how much darker the nucleus is
@@ -294,16 +295,19 @@ def _vessels(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     cost = np.exp(_smooth_noise(inside.shape, 4, rng)) + 10 * ndimage.gaussian_filter(inside * 1.0, 1)
     vessels = np.zeros(inside.shape)
     for _ in range(1 + inside.size // 60_000):
-        ends = [(0, rng.integers(width)), (height - 1, rng.integers(width))]
-        trunk, _ = route_through_array(cost, *ends)
+        trunk_ends = [(0, rng.integers(width)), (height - 1, rng.integers(width))]
+        side_ends = [(rng.integers(height), 0), (rng.integers(height), width - 1)]
+        if rng.random() < 0.5:
+            trunk_ends, side_ends = side_ends, trunk_ends
+        trunk, _ = route_through_array(cost, *trunk_ends)
         fork = trunk[rng.integers(len(trunk))]
-        branch, _ = route_through_array(cost, fork, (rng.integers(height), rng.choice([0, width - 1])))
+        branch, _ = route_through_array(cost, fork, side_ends[rng.integers(2)])
         for path, thickness in ((trunk, rng.uniform(1.5, 3)), (branch, rng.uniform(0.8, 1.5))):
             smooth = ndimage.gaussian_filter1d(np.array(path, float), 3, axis=0, mode="nearest")
             away = np.ones(inside.shape, bool)
             away[tuple(np.rint(smooth).astype(int).T)] = False
             distance = ndimage.distance_transform_edt(away)
-            vessels = np.maximum(vessels, 1 / (1 + np.exp(2 * (distance - thickness))))
+            vessels = np.maximum(vessels, expit(2 * (thickness - distance)))
     return vessels
 
 

@@ -281,7 +281,12 @@ def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise UserError(f"{path}: is damaged or is not a weights file; {advice}") from error
-    if not isinstance(content, dict) or content.get("format") != WEIGHTS_FORMAT:
+    expected = {"format": str, "weights": dict, "settings": dict}
+    if (
+        not isinstance(content, dict)
+        or not all(isinstance(content.get(key), kind) for key, kind in expected.items())
+        or content["format"] != WEIGHTS_FORMAT
+    ):
         raise UserError(f"{path}: holds something else than weights of neurodetect; {advice}")
     with torch.device("meta"):  # neither memory nor random numbers for weights about to be replaced
         network = NeuronNet()

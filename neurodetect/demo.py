@@ -1,0 +1,65 @@
+"""The whole chain on simulated recordings: python -m neurodetect.demo [FOLDER]
+
+Simulates four labelled recordings, then runs the four commands on them as a user would: three
+recordings to train on, one that the network never sees until its neurons are found in it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from neurodetect import console
+from neurodetect.files import UserError
+
+SCRIPTS = Path(__file__).resolve().parent.parent
+TRAINING, TEST = ("simulated.00", "simulated.01", "simulated.02"), ("simulated.03",)
+SHAPE = (128, 144)  #: pixels, not square: an exchange of rows and columns would show
+FRAMES = 100
+# Small, so that the demo takes minutes: real recordings want the defaults.
+CROSSVALIDATION = ["--folds", "2", "--iterations", "100", "--stride", "4"]
+PREDICTION = ["--iterations", "250", "--stride", "2"]
+
+
+def main() -> None:
+    parser = console.Parser(__doc__, "python -m neurodetect.demo demo")
+    parser.prog = "python -m neurodetect.demo"
+    parser.add_argument(
+        "folder", nargs="?", default="demo", metavar="FOLDER", help="where everything goes (default: demo)"
+    )
+    args = parser.parse_args()
+
+    from neurodetect.synthetic import write_recording
+
+    folder = Path(args.folder)
+    console.say(f"Simulating {len(TRAINING + TEST)} recordings of {FRAMES} frames in {folder} ...")
+    for seed, name in enumerate(TRAINING + TEST):
+        write_recording(folder / "recordings", name, shape=SHAPE, n_frames=FRAMES, seed=seed)
+
+    recordings = [f"recordings/{name}" for name in TRAINING]
+    unseen = [f"recordings/{name}" for name in TEST]
+    run(folder, "preprocessing.py", *recordings, "train")
+    run(folder, "preprocessing.py", *unseen, "test")
+    run(folder, "conv2d_crossvalidation.py", "train", *CROSSVALIDATION)
+    run(folder, "conv2d_predict.py", "train", "test", *PREDICTION)
+    run(folder, "play_animation.py", *unseen, "--submission", "submission.json", "--save", "movie.gif")
+
+    console.say(
+        f"\nDone. Look at {folder}/submission_{TEST[0]}.png, what was found in a recording that the network "
+        f"had\nnot seen, at {folder}/crossvalidation_{TRAINING[0]}.png and at {folder}/movie.gif. "
+        "\nNext: the same commands on your own recordings, see README.md."
+    )
+
+
+def run(folder: Path, script: str, *arguments: str) -> None:
+    """Run one of the four commands in the folder, and show it as a user would type it."""
+    console.say(f"\n$ python {script} {shlex.join(arguments)}")
+    result = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], cwd=folder)
+    if result.returncode:
+        raise UserError(f"{script} failed, see above")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from neurodetect.files import UserError
+from neurodetect.network import NeuronNet
+from neurodetect.patches import PatchSampler
+from neurodetect.projection import Prepared, clip_bright, mean_projection, standardize
+from neurodetect.regions import regions_to_mask
+from neurodetect.synthetic import simulate_frames, simulate_regions
+from neurodetect.training import (
+    BETAS,
+    LEARNING_RATE,
+    choose_device,
+    choose_precision,
+    load_network,
+    save_network,
+    split_folds,
+    train,
+    train_network,
+    train_step,
+    window_error,
+)
+
+CPU = torch.device("cpu")
+SHAPE = (64, 80)
+
+
+def simulated(seed: int) -> Prepared:
+    rng = np.random.default_rng(seed)
+    regions = simulate_regions(SHAPE, 14, rng)
+    image = clip_bright(mean_projection(simulate_frames(regions, SHAPE, 20, rng)))
+    return Prepared(f"simulated{seed}", image, regions_to_mask(regions, SHAPE), regions, None)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return [simulated(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def trained(recordings):
+    """A network after a few iterations on two recordings, and its history on the third."""
+    return train_network(
+        recordings[:2], 60, 20, seed=0, device=CPU, precision="float32", held_out=recordings[2:]
+    )
+
+
+def test_training_lowers_the_error_on_a_recording_it_has_not_seen(network, recordings, trained):
+    trained_network, history = trained
+    held_out = recordings[2]
+    windows, targets = PatchSampler([standardize(held_out.image)], [held_out.mask], seed=9).sample(100)
+    before = window_error(network, windows, targets, "float32")
+    after = window_error(trained_network, windows, targets, "float32")
+    # Better than the untrained network, and than calling everything background.
+    assert after < 0.6 * before
+    assert after < 0.75 * targets.mean().item()
+    assert history[-1]["iteration"] == 60
+    assert history[-1]["held_out_error"] == pytest.approx(after, abs=0.05)
+    assert history[-1]["loss"] < np.log(2)
+
+
+def test_the_same_seed_gives_the_same_weights(network, recordings):
+    sampler_arguments = [standardize(recordings[0].image)], [recordings[0].mask]
+    first, second = copy.deepcopy(network), copy.deepcopy(network)
+    histories = [train(net, PatchSampler(*sampler_arguments, seed=4), 3, 10) for net in (first, second)]
+    assert histories[0] == histories[1]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.dense.weight, network.dense.weight)
+
+
+def test_a_step_is_adam_on_the_mean_binary_cross_entropy(network, recordings):
+    """Against Adam as its paper has it (Kingma & Ba 2015), in float64, for the last layer's bias."""
+    net = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    bias, mean, variance = np.zeros(400), np.zeros(400), np.zeros(400)
+    for step in (1, 2, 3):
+        windows, targets = sampler.sample(10)
+        with torch.inference_mode():
+            probability = torch.sigmoid(net(windows)).double().numpy()
+        labels = targets.double().numpy()
+        loss = train_step(net, optimizer, windows, targets, "float32")
+        expected = -np.mean(labels * np.log(probability) + (1 - labels) * np.log(1 - probability))
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+        gradient = (probability - labels).sum(axis=0) / labels.size
+        mean = 0.9 * mean + 0.1 * gradient
+        variance = 0.99 * variance + 0.01 * gradient**2
+        bias -= 2e-4 * (mean / (1 - 0.9**step)) / (np.sqrt(variance / (1 - 0.99**step)) + 1e-8)
+        np.testing.assert_allclose(net.output.bias.detach().numpy(), bias, atol=2e-6)
+
+
+def test_bfloat16_learns_the_same(network, recordings):
+    arguments = [standardize(recordings[0].image)], [recordings[0].mask]
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        net = copy.deepcopy(network)
+        history = train(net, PatchSampler(*arguments, seed=2), 5, 10, precision=precision)
+        losses[precision] = history[-1]["loss"]
+        assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(network, recordings):
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken.output.bias.fill_(float("nan"))
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
+    with pytest.raises(UserError, match="not finite"):
+        train(broken, sampler, 1, 10)
+
+
+@pytest.mark.parametrize(("count", "folds", "sizes"), [(10, 5, [2] * 5), (7, 3, [2, 2, 3]), (3, 5, [1] * 3)])
+def test_every_recording_is_held_out_once(count, folds, sizes):
+    dealt = split_folds(count, folds, seed=1)
+    assert sorted(map(len, dealt)) == sizes
+    assert sorted(index for fold in dealt for index in fold) == list(range(count))
+    assert dealt == split_folds(count, folds, seed=1)
+
+
+def test_folds_are_dealt_by_the_seed_and_need_two_recordings():
+    assert len({str(split_folds(10, 5, seed)) for seed in range(5)}) > 1
+    with pytest.raises(UserError, match="two labelled"):
+        split_folds(1, 5, 0)
+
+
+# Weights on disk
+
+
+@pytest.fixture(scope="module")
+def weights(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    save_network(path, trained[0], {"seed": 0, "recordings": ["a"]})
+    return path
+
+
+def test_weights_survive_writing_and_reading(trained, weights):
+    network, settings = load_network(weights)
+    assert settings == {"seed": 0, "recordings": ["a"]}
+    for name, value in trained[0].state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    windows = torch.randn(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(network(windows), trained[0](windows), atol=1e-6)
+
+
+class Payload:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+def small_networks_weights():
+    return {"conv1.weight": torch.zeros(50, 1, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        {"weights": small_networks_weights()},
+        {"format": "neurodetect weights 1", "settings": {}, "weights": small_networks_weights()},
+        {"format": "neurodetect weights 1", "settings": {}, "weights": 7},
+        {"format": "neurodetect weights 1"},
+    ],
+)
+def test_other_files_of_pytorch_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt"):
+        load_network(tmp_path / "other.pt")
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path, weights):
+    with pytest.raises(UserError, match="No such file"):
+        load_network(tmp_path / "missing.pt")
+    (tmp_path / "text.pt").write_text("these are no weights")
+    with pytest.raises(UserError, match=r"text\.pt: is not a weights file"):
+        load_network(tmp_path / "text.pt")
+    with open(weights, "rb") as file:
+        (tmp_path / "cut.pt").write_bytes(file.read(1_000_000))
+    with pytest.raises(UserError, match=r"cut\.pt"):
+        load_network(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, zip_format):
+    trace = tmp_path / "trace"
+    torch.save({"format": Payload(trace)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(UserError, match=r"a\.pt"):
+        load_network(tmp_path / "a.pt")
+    assert not trace.exists()
+
+
+# Where and how precisely
+
+
+def test_device_and_precision():
+    assert choose_device("cpu") == CPU
+    assert choose_precision("float32", CPU) == "float32"
+    assert choose_precision("bfloat16", CPU) == "bfloat16"
+    assert choose_precision("auto", CPU) in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_says_so():
+    assert choose_device("auto") == CPU
+    with pytest.raises(UserError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_on_a_gpu_follows_the_cpu(network, recordings, precision):
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    windows, targets = sampler.sample(20)
+    losses = []
+    for device in ("cpu", "cuda"):
+        net = copy.deepcopy(network).to(device)
+        optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+        for _ in range(3):
+            loss = train_step(net, optimizer, windows.to(device), targets.to(device), precision)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_network_can_be_made_without_memory():
+    with torch.device("meta"):
+        assert NeuronNet().dense.weight.is_meta
