@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -148,7 +147,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(1)
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         stop(program, f"{named}{reason(error)}; check the path, its permissions and the disk", 2)

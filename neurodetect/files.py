@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,10 +81,19 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 
 def require_writable(folder: str | Path) -> None:
-    """Make sure, before hours of work, that files can be written into a folder (made if missing)."""
-    with write_whole(Path(folder) / "writable") as temporary:
-        temporary.touch()
-    (Path(folder) / "writable").unlink()
+    """Make sure, before hours of work, that files can be written into a folder (made if missing).
+
+    Raises
+    ------
+    UserError
+        They cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({reason(error)}); choose another folder") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

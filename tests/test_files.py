@@ -12,6 +12,7 @@ from neurodetect.files import (
     natural_key,
     read_array,
     read_json,
+    require_writable,
     write_array,
     write_json,
     write_whole,
@@ -51,6 +52,16 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
         write_array(tmp_path / "folder" / "a.npy", np.zeros(3))
+
+
+def test_asking_whether_a_folder_is_writable_leaves_it_as_it_was(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    require_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    require_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    with pytest.raises(UserError, match="kept: cannot be written to"):
+        require_writable(tmp_path / "kept")
 
 
 def test_json_with_nan_is_not_written(tmp_path):

@@ -1,0 +1,92 @@
+"""Time of a training iteration against the plain loop: float32, default Adam, windows cut in Python.
+
+python tests/benchmarks/training_step.py [--rounds 5] [--precision auto]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from neurodetect import console  # noqa: F401, I001  sets up PyTorch's memory as for the commands, so it comes first
+
+import numpy as np
+import torch
+
+from neurodetect.network import NeuronNet
+from neurodetect.patches import PatchSampler
+from neurodetect.training import BETAS, LEARNING_RATE, choose_device, choose_precision, train_step
+
+BATCH_SIZE = 100
+SHAPE = (512, 512)
+
+
+def plain_step(network, optimizer, image, mask, rng) -> None:
+    """One iteration as one would first write it."""
+    padded, padded_mask = np.pad(image, 20), np.pad(mask, 20)
+    windows, targets = [], []
+    for label in [0, 1] * (BATCH_SIZE // 2):
+        rows, columns = np.nonzero(mask == label)
+        chosen = rng.integers(len(rows))
+        r, c = rows[chosen], columns[chosen]
+        window, target = padded[r : r + 40, c : c + 40], padded_mask[r + 10 : r + 30, c + 10 : c + 30]
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                window, target = np.flip(window, axis), np.flip(target, axis)
+        windows.append(window)
+        targets.append(target.ravel())
+    device = next(network.parameters()).device
+    x = torch.tensor(np.array(windows), dtype=torch.float32, device=device)[:, None]
+    y = torch.tensor(np.array(targets), dtype=torch.float32, device=device)
+    optimizer.zero_grad()
+    torch.nn.functional.binary_cross_entropy(torch.sigmoid(network(x)), y).backward()
+    optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of one plain and one fast iteration in turn")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal(SHAPE).astype(np.float32)
+    mask = (rng.random(SHAPE) < 0.2).astype(np.uint8)
+    plain = NeuronNet(torch.Generator().manual_seed(0)).to(device)
+    fast = NeuronNet(torch.Generator().manual_seed(0)).to(device, memory_format=torch.channels_last)
+    plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE, betas=BETAS)
+    fast_adam = torch.optim.Adam(fast.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+    sampler = PatchSampler([image], [mask], device)
+
+    steps = {
+        "plain float32": lambda: plain_step(plain, plain_adam, image, mask, rng),
+        f"neurodetect {precision}": lambda: train_step(
+            fast, fast_adam, *sampler.sample(BATCH_SIZE), precision
+        ),
+    }
+    times = {name: [] for name in steps}
+    for _ in range(args.rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(t[1:]) for name, t in times.items()}  # the first warms up
+    for name, seconds in medians.items():
+        print(f"{name:22} {1000 * seconds:8.0f} ms an iteration")
+    slow, quick = medians.values()
+    threads = torch.get_num_threads()
+    print(f"ratio {slow / quick:.2f} on {device.type}, {threads} threads, PyTorch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
