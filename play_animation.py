@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
 
 from neurodetect import console
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def main() -> None:
@@ -54,6 +50,7 @@ def main() -> None:
 
     from neurodetect.figures import Movie, check_movie_suffix, require_display
     from neurodetect.recording import open_recording
+    from neurodetect.regions import read_submission
 
     if args.save:
         check_movie_suffix(args.save)
@@ -61,7 +58,7 @@ def main() -> None:
         require_display("use --save movie.gif")
     recording = open_recording(args.recording)
     if args.submission:
-        regions, labels = found_neurons(args.submission, recording.name, recording.shape), "found"
+        regions, labels = read_submission(args.submission, recording.name, recording.shape), "found"
     else:
         regions, labels = recording.regions, "labelled"
     movie = Movie(recording, regions, labels=labels, frames=args.frames, speed=args.speed)
@@ -70,18 +67,6 @@ def main() -> None:
         console.say(f"Wrote {args.save}: {count} frames of {len(recording)}")
     else:
         movie.play()
-
-
-def found_neurons(path: str, name: str, shape: tuple[int, int]) -> list[np.ndarray]:
-    """The neurons that a submission has for the recording of this name."""
-    from neurodetect.files import UserError
-    from neurodetect.regions import dataset_name, parse_regions, read_submission
-
-    submission, dataset = read_submission(path), dataset_name(name)
-    if dataset not in submission:
-        there = ", ".join(submission) or "none at all"
-        raise UserError(f"{path}: has no neurons of {dataset}, only of {there}")
-    return parse_regions(submission[dataset], shape, f"{path}: {dataset}")
 
 
 def frame_numbers(text: str) -> tuple[int, int]:

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class UserError(ValueError):
@@ -121,6 +122,8 @@ def read_json(path: str | Path) -> Any:
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
     """Write a `.npy` file whole."""
+    import numpy as np  # here, since `--help` needs this module but no arrays
+
     with write_whole(path) as temporary:
         np.save(temporary, array, allow_pickle=False)
 
@@ -133,6 +136,8 @@ def read_array(path: str | Path) -> np.ndarray:
     UserError
         The file is missing, truncated, or no plain numpy array.
     """
+    import numpy as np
+
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:

@@ -210,7 +210,8 @@ def count_pages(tiff: tifffile.TiffFile) -> int:
 
 def read_page(tiff: tifffile.TiffFile, path: Path, index: int) -> np.ndarray:
     """One frame of a TIFF file: (H, W), in the machine's byte order."""
-    page = tiff.pages[0 if len(tiff.pages) == 1 else index]
+    single = not tiff.pages.is_multipage  # one header for all frames, see `count_pages`
+    page = tiff.pages[0 if single else index]
     if page.dtype is None or page.dtype.kind not in "iuf":
         raise UserError(f"{path}: frame {index} is neither integer nor float; export it as grey values")
     if len(page.shape) != 2 or not page.size:
@@ -220,7 +221,7 @@ def read_page(tiff: tifffile.TiffFile, path: Path, index: int) -> np.ndarray:
         )
     if page.size > LARGEST_FRAME:
         raise UserError(f"{path}: frame {index} claims {page.size} pixels; the file is damaged")
-    skip = index * page.nbytes if len(tiff.pages) == 1 else 0
+    skip = index * page.nbytes if single else 0
     ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
     if max(ends, default=0) + skip > tiff.filehandle.size:
         raise UserError(f"{path}: is cut short in frame {index}; copy or export it again")

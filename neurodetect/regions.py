@@ -219,16 +219,34 @@ def write_submission(path: str | Path, found: Mapping[str, Sequence[np.ndarray]]
     write_json(path, value)
 
 
-def read_submission(path: str | Path) -> dict[str, list]:
-    """The entries of a `submission.json`: the JSON value of each dataset's regions, not yet checked.
+def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list[np.ndarray]:
+    """Neurons that a `submission.json` has for a recording.
+
+    Parameters
+    ----------
+    path : str or Path
+        What `write_submission` wrote; other keys are ignored.
+    name : str
+        The recording's name.
+    shape : (int, int)
+        (H, W) of the recording; a pixel outside it is an error.
+
+    Returns
+    -------
+    list of (n, 2) int arrays
+        See `read_regions`.
 
     Raises
     ------
     UserError
-        The file is missing or malformed.
+        The file is missing or malformed, or has no entry for the recording.
     """
     value = read_json(path)
     entries = value if isinstance(value, list) else [None]
     if not all(isinstance(e, dict) and isinstance(e.get("dataset"), str) and "regions" in e for e in entries):
         raise UserError(f'{path}: a list of {{"dataset": name, "regions": [...]}} is expected')
-    return {entry["dataset"]: entry["regions"] for entry in entries}
+    datasets = {entry["dataset"]: entry["regions"] for entry in entries}
+    wanted = dataset_name(name)
+    if wanted not in datasets:
+        raise UserError(f"{path}: has no neurons of {wanted}, only of {', '.join(datasets) or 'none at all'}")
+    return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")

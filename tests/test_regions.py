@@ -115,7 +115,13 @@ def test_submission_has_the_challenge_form(tmp_path):
         {"dataset": "00.00.test", "regions": [{"coordinates": [[1, 2], [1, 3]]}]},
         {"dataset": "mine", "regions": []},
     ]
-    assert read_submission(path)["00.00.test"] == [{"coordinates": [[1, 2], [1, 3]]}]
+    (region,) = read_submission(path, "neurofinder.00.00.test", (2, 4))
+    assert region.tolist() == [[1, 2], [1, 3]]
+    assert read_submission(path, "mine", (2, 4)) == []
+    with pytest.raises(UserError, match="no neurons of other, only of 00.00.test, mine"):
+        read_submission(path, "other", (2, 4))
+    with pytest.raises(UserError, match=r"submission.json: 00.00.test: neuron 0 has pixel \[1, 3\]"):
+        read_submission(path, "00.00.test", (2, 3))
     assert dataset_name("my.neurofinder.00") == "my.neurofinder.00"
 
 
@@ -123,7 +129,7 @@ def test_submission_has_the_challenge_form(tmp_path):
 def test_malformed_submission(tmp_path, text):
     (tmp_path / "submission.json").write_text(text)
     with pytest.raises(UserError, match="submission.json"):
-        read_submission(tmp_path / "submission.json")
+        read_submission(tmp_path / "submission.json", "a", (2, 3))
 
 
 # Masks
