@@ -66,9 +66,8 @@ def main() -> None:
         f"Brute force (batches of 256) is timed on {strip.shape[0]} x {strip.shape[1]} px and scaled up; "
         f"the difference is that from float32 brute force there."
     )
-    print(
-        f"{'':24}{'ms/window':>10}{'s/image':>9}{'x same precision':>18}{'x float32':>11}{'difference':>12}"
-    )
+    first = "x " + arguments.precision[0]
+    print(f"{'':24}{'ms/window':>10}{'s/image':>9}{'x same precision':>18}{first:>11}{'difference':>12}")
     per_window = {name: statistics.median(t) for name, t in times.items()}
     for (method, precision), t in per_window.items():
         same = per_window["brute force", precision] / t
