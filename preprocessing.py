@@ -58,10 +58,12 @@ def main() -> None:
         rows, columns = recording.shape
         console.say(f"{recording.name}: {len(recording)} frames of {rows} x {columns} px, {neurons}")
 
-    labelled = any(recording.regions is not None for recording in recordings)
-    folder = args.output_folder
-    advice = f"conv2d_crossvalidation.py {folder}" if labelled else f"conv2d_predict.py TRAIN_FOLDER {folder}"
-    console.say(f"Wrote {len(recordings)} recordings to {folder}. Next: python {advice}")
+    folder, count = args.output_folder, len(recordings)
+    labelled = sum(recording.regions is not None for recording in recordings)
+    advice = (
+        f"conv2d_crossvalidation.py {folder}" if labelled > 1 else f"conv2d_predict.py TRAIN_FOLDER {folder}"
+    )
+    console.say(f"Wrote {count} recording{'s'[: count != 1]} to {folder}. Next: python {advice}")
 
 
 if __name__ == "__main__":

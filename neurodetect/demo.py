@@ -16,11 +16,11 @@ from neurodetect.files import UserError
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 TRAINING, TEST = ("simulated.00", "simulated.01", "simulated.02"), ("simulated.03",)
-SHAPE = (128, 144)  #: pixels, not square: an exchange of rows and columns would show
+SHAPE = (144, 160)  #: pixels, not square: an exchange of rows and columns would show
 FRAMES = 100
 # Small, so that the demo takes minutes: real recordings want the defaults.
-CROSSVALIDATION = ["--folds", "2", "--iterations", "100", "--stride", "4"]
-PREDICTION = ["--iterations", "250", "--stride", "2"]
+CROSSVALIDATION = ["--folds", "2", "--iterations", "80", "--batch-size", "50", "--stride", "4"]
+PREDICTION = ["--iterations", "200", "--batch-size", "50", "--stride", "2"]
 
 
 def main() -> None:

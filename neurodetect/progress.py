@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+DELAY = 1.0  #: seconds that nothing is drawn: what is done by then needs no bar
 LOG_INTERVAL = 30.0  #: seconds between two lines where standard error is a file, not a terminal
 
 
@@ -36,7 +37,8 @@ def progress_bar(
     Returns
     -------
     tqdm
-        Refreshed several times a second on a terminal, every half minute in a log file.
+        Refreshed several times a second on a terminal, every half minute in a log file. Set its
+        postfix with `refresh=False`, or it is drawn before its time.
     """
     interval = 0.2 if sys.stderr.isatty() else LOG_INTERVAL
     return tqdm(
@@ -45,6 +47,7 @@ def progress_bar(
         total=total,
         unit=unit,
         mininterval=interval,
+        delay=DELAY,
         dynamic_ncols=True,
         disable=not show,
     )

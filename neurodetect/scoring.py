@@ -202,7 +202,7 @@ def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
-    """The measures of each recording as text, one line each, mean and standard deviation last."""
+    """The measures of each recording as text, one line each, mean and standard deviation of several last."""
     width = max(len(name) for name in (*names, "recording"))
     heads = ("pixel err", "recall", "precision", "combined", "inclusion", "exclusion", "F1 IoU.5")
 
@@ -210,12 +210,10 @@ def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
         measures = " ".join(f"{row[key]:9.3f}" for key in MEASURES)
         return f"{name:{width}} {measures} {row['true']:{count}} {row['found']:{count}}"
 
-    summary = summarize(rows)
-    return "\n".join(
-        [
-            f"{'recording':{width}} {' '.join(f'{head:>9}' for head in heads)}    true   found",
-            *(line(name, row, "7d") for name, row in zip(names, rows, strict=True)),
-            line("mean", summary["mean"], "7.1f"),
-            line("std", summary["std"], "7.1f"),
-        ]
-    )
+    lines = [
+        f"{'recording':{width}} {' '.join(f'{head:>9}' for head in heads)}    true   found",
+        *(line(name, row, "7d") for name, row in zip(names, rows, strict=True)),
+    ]
+    if len(rows) > 1:
+        lines += [line(name, row, "7.1f") for name, row in summarize(rows).items()]
+    return "\n".join(lines)

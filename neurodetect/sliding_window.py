@@ -42,10 +42,10 @@ from torch.nn import functional
 
 from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW, NeuronNet
+from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
 from neurodetect.training import autocast, choose_precision
 
-PADDING = WINDOW // 2  #: zeros around the image, so that a window can be centred on any pixel
 CHUNK_ROWS = 48  #: side of a block of windows where the caller does not say
 BATCH = 512  #: windows at a time in corners and dense layers
 LOW, HIGH, MIDDLE, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis

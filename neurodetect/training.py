@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from neurodetect.files import UserError, reason, write_whole
@@ -92,6 +91,8 @@ def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
     """
     if count < 2:
         raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
+    from sklearn.model_selection import KFold  # takes a second that only cross-validation should pay
+
     splitter = KFold(min(folds, count), shuffle=True, random_state=seed)
     return [held_out.tolist() for _, held_out in splitter.split(range(count))]
 
@@ -211,8 +212,7 @@ def train(
             if iteration % 10 == 0 and device.type == "cpu":
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
-        if history:
-            bar.set_postfix_str(postfix(history[-1]["loss"], history))
+        bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
     network.eval()
     return history
 

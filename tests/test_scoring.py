@@ -141,4 +141,5 @@ def test_the_table_has_every_recording_and_the_spread():
     lines = table(rows, ["one", "another"]).splitlines()
     assert [line.split()[0] for line in lines] == ["recording", "one", "another", "mean", "std"]
     assert lines[1].split()[1:] == ["0.000", "0.500", "0.333", "0.400", "0.750", "0.750", "0.400", "2", "3"]
+    assert len(table(rows[:1], ["one"]).splitlines()) == 2
     assert summarize(rows[:1])["std"]["combined"] == 0

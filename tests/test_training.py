@@ -46,7 +46,7 @@ def recordings():
 def trained(recordings):
     """A network after a few iterations on two recordings, and its history on the third."""
     return train_network(
-        recordings[:2], 60, 20, seed=0, device=CPU, precision="float32", held_out=recordings[2:]
+        recordings[:2], 40, 16, seed=0, device=CPU, precision="float32", held_out=recordings[2:]
     )
 
 
@@ -59,7 +59,7 @@ def test_training_lowers_the_error_on_a_recording_it_has_not_seen(network, recor
     # Better than the untrained network, and than calling everything background.
     assert after < 0.6 * before
     assert after < 0.75 * targets.mean().item()
-    assert history[-1]["iteration"] == 60
+    assert history[-1]["iteration"] == 40
     assert history[-1]["held_out_error"] == pytest.approx(after, abs=0.05)
     assert history[-1]["loss"] < np.log(2)
 
@@ -71,6 +71,15 @@ def test_the_same_seed_gives_the_same_weights(network, recordings):
     assert histories[0] == histories[1]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.dense.weight, network.dense.weight)
+
+
+def test_progress_shows_the_loss_and_the_held_out_error(network, recordings, monkeypatch, capsys):
+    monkeypatch.setattr("neurodetect.progress.DELAY", 0)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
+    train(copy.deepcopy(network), sampler, 2, 10, held_out=sampler, description="fold 1 of 2, training")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fold 1 of 2, training: 100%")
+    assert "loss 0." in last and "held-out error" in last
 
 
 def test_a_step_is_adam_on_the_mean_binary_cross_entropy(network, recordings):
