@@ -113,7 +113,7 @@ def read_json(path: str | Path) -> Any:
         The file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
     except (ValueError, RecursionError) as error:

@@ -53,6 +53,7 @@ class Recording:
         self._files = files
         self._ends: list[int] | None = None
         with open_tiff(files[0]) as tiff:
+            refuse_channels(tiff, files[0])
             first = read_page(tiff, files[0], 0)
         self.shape: tuple[int, int] = first.shape
         self.dtype: np.dtype = first.dtype
@@ -194,6 +195,22 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     except Exception as error:
         # tifffile meets damage in many ways: TiffFileError, struct.error, ValueError, KeyError, ...
         raise UserError(f"{path}: cannot be read as TIFF ({error}); copy or export it again") from error
+
+
+def refuse_channels(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a movie of several channels: a mean over its pages would mix the colours.
+
+    Where nothing but "channels" is many they are taken for frames: tifffile calls them so in an ImageJ
+    file when it is not told what they are.
+    """
+    images = channels = 1
+    if tiff.is_imagej:
+        channels, images = (tiff.imagej_metadata.get(key, 1) for key in ("channels", "images"))
+    elif tiff.is_ome:
+        channels = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True)).get("C", 1)
+        images = len(tiff.pages)
+    if 1 < channels < images:
+        raise UserError(f"{path}: has {channels} channels; export the one that shows the neurons")
 
 
 def count_pages(tiff: tifffile.TiffFile) -> int:

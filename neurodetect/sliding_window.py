@@ -46,7 +46,7 @@ from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
 from neurodetect.training import autocast, choose_precision
 
-CHUNK_ROWS = 48  #: side of a block of windows where the caller does not say
+BLOCK_SIDE = 48  #: side of a block of windows where the caller does not say
 BATCH = 512  #: windows at a time in corners and dense layers
 LOW, HIGH, MIDDLE, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
 
@@ -114,7 +114,7 @@ def probability_map(
     stride: int = 1,
     *,
     precision: str = "auto",
-    chunk_rows: int | None = None,
+    block_side: int | None = None,
     description: str | None = None,
 ) -> np.ndarray:
     """Mean probability of 'neuron' over all windows that label a pixel.
@@ -129,8 +129,8 @@ def probability_map(
         Pixels from one window to the next along both axes, 1 to 20.
     precision : {"auto", "float32", "bfloat16"}
         Number format of the network's arithmetic; the averages are float32 in any case.
-    chunk_rows : int, optional
-        A block holds at most `chunk_rows` x `chunk_rows` windows: memory grows with their number, the
+    block_side : int, optional
+        A block holds at most `block_side` x `block_side` windows: memory grows with their number, the
         result stays the same. Where a block does not fit a CUDA device's memory, blocks of half the
         windows are tried, and so on; the first time there is a warning.
     description : str, optional
@@ -150,7 +150,7 @@ def probability_map(
     padded = _pad(image, device)
     network = _SharingNetwork(network, getattr(torch, choose_precision(precision, device)))
     blocks = list(product(*(window_runs(length, stride) for length in image.shape)))
-    limit = (chunk_rows or CHUNK_ROWS) ** 2
+    limit = (block_side or BLOCK_SIDE) ** 2
     total, count = torch.zeros_like(padded), torch.zeros_like(padded)
     bar = progress_bar(
         description=description or "",

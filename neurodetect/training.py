@@ -49,8 +49,10 @@ def choose_device(device: str) -> torch.device:
 
 def choose_precision(precision: str, device: torch.device) -> str:
     """The precision for "auto", "float32" or "bfloat16": "auto" is bfloat16 where that is faster."""
-    if precision != "auto":
+    if precision in ("float32", "bfloat16"):
         return precision
+    if precision != "auto":
+        raise ValueError(f"unknown precision {precision!r}, use auto, float32 or bfloat16")
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:

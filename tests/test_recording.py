@@ -171,6 +171,16 @@ def test_no_tiff_and_colours_and_complex_numbers(tmp_path):
     refused(tmp_path / "complex.tiff", "integer nor float")
 
 
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}])
+def test_channels_are_not_mixed_into_one_mean(tmp_path, options):
+    path = tmp_path / "two.tif"
+    stack = make_frames(10).reshape(5, 2, *SHAPE)
+    tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "TCYX"}, **options)
+    refused(path, "two.tif: has 2 channels")
+    tifffile.imwrite(path, stack[:, 0], photometric="minisblack", metadata={"axes": "TYX"}, **options)
+    assert np.array_equal(list(open_recording(path)), stack[:, 0])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_frames_that_are_not_finite(tmp_path, value):
     frames = make_frames(3, np.float32)

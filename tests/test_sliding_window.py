@@ -97,7 +97,7 @@ def test_brute_force_is_the_definition(network: NeuronNet, shape: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("shape", "stride", "chunk_rows"),
+    ("shape", "stride", "block_side"),
     [
         ((1, 1), 1, None),
         ((12, 7), 1, None),
@@ -113,11 +113,11 @@ def test_brute_force_is_the_definition(network: NeuronNet, shape: tuple[int, int
     ],
 )
 def test_sharing_changes_nothing(
-    network: NeuronNet, shape: tuple[int, int], stride: int, chunk_rows: int | None
+    network: NeuronNet, shape: tuple[int, int], stride: int, block_side: int | None
 ) -> None:
     image = random_image(shape)
     expected = brute_force_map(network, image, stride)
-    actual = probability_map(network, image, stride, precision="float32", chunk_rows=chunk_rows)
+    actual = probability_map(network, image, stride, precision="float32", block_side=block_side)
     assert actual.shape == shape and actual.dtype == np.float32
     assert np.abs(actual - expected).max() < 1e-5
     assert expected.std() > 0.005 or shape == (1, 1)
@@ -125,11 +125,11 @@ def test_sharing_changes_nothing(
 
 def test_more_windows_than_a_batch(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block wider than a batch, and one whose last batch is smaller than the others."""
-    for shape, chunk_rows in (((1, 30), 70), ((14, 5), None)):
+    for shape, block_side in (((1, 30), 70), ((14, 5), None)):
         monkeypatch.setattr(sliding_window, "BATCH", 25)
         image = random_image(shape)
         expected = brute_force_map(network, image, 1)
-        actual = probability_map(network, image, 1, precision="float32", chunk_rows=chunk_rows)
+        actual = probability_map(network, image, 1, precision="float32", block_side=block_side)
         assert np.abs(actual - expected).max() < 1e-5
 
 
@@ -199,7 +199,7 @@ def test_blocks_hold_every_window_once(network: NeuronNet, monkeypatch: pytest.M
         return torch.full((len(rows), len(columns), 20, 20), 0.25)
 
     monkeypatch.setattr(sliding_window._SharingNetwork, "probabilities", record)
-    result = probability_map(network, np.zeros((211, 34)), 2, chunk_rows=7)
+    result = probability_map(network, np.zeros((211, 34)), 2, block_side=7)
     assert (result == 0.25).all()
     assert sorted(seen) == [(r, c) for r in range(0, 212, 2) for c in range(0, 35, 2)]
 

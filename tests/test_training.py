@@ -214,6 +214,8 @@ def test_device_and_precision():
     assert choose_precision("float32", CPU) == "float32"
     assert choose_precision("bfloat16", CPU) == "bfloat16"
     assert choose_precision("auto", CPU) in ("float32", "bfloat16")
+    with pytest.raises(ValueError, match="float16"):
+        choose_precision("float16", CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

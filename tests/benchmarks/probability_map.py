@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="px between windows (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--brute-rows", type=int, default=4, help="height of the strip, px (%(default)s)")
-    parser.add_argument("--chunk-rows", type=int, help="see probability_map")
+    parser.add_argument("--block-side", type=int, help="see probability_map")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
@@ -39,7 +39,7 @@ def main() -> None:
     network = untrained_network().to(arguments.device)
     image = np.random.default_rng(0).normal(size=(arguments.side, arguments.side)).astype(np.float32)
     strip = image[: arguments.brute_rows]
-    stride, chunk_rows = arguments.stride, arguments.chunk_rows
+    stride, block_side = arguments.stride, arguments.block_side
 
     runs = {}
     for precision in arguments.precision:
@@ -50,7 +50,7 @@ def main() -> None:
     for precision in arguments.precision:
         runs["shared", precision] = (
             image,
-            lambda x, p=precision: probability_map(network, x, stride, precision=p, chunk_rows=chunk_rows),
+            lambda x, p=precision: probability_map(network, x, stride, precision=p, block_side=block_side),
         )
 
     exact = brute_force_map(network, strip, stride)
