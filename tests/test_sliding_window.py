@@ -230,7 +230,8 @@ def test_no_memory_at_all(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -
         probability_map(network, np.zeros((5, 5)))
 
 
-def test_progress(network: NeuronNet, capsys: pytest.CaptureFixture) -> None:
+def test_progress(network: NeuronNet, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurodetect.progress.DELAY", 0)
     probability_map(network, np.zeros((5, 5)), 5)
     assert capsys.readouterr().err == ""
     probability_map(network, np.zeros((5, 5)), 5, description="01.00.test")
