@@ -42,7 +42,7 @@ def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
             total = np.zeros(frame.shape, np.int64 if exact else np.float64)
         if frame.ndim != 2 or frame.shape != total.shape:
             raise ValueError(f"frame {count} is {frame.shape}, expected (H, W) like {total.shape}")
-        np.add(total, frame, out=total, casting="unsafe" if frame.dtype.kind == "u" else "same_kind")
+        np.add(total, frame, out=total)
         count += 1
     if total is None:
         raise ValueError("a mean of no frames")
@@ -143,14 +143,19 @@ def write_prepared(
         raise UserError(
             f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
         )
-    # A file of an earlier run that this recording no longer has would be read as its own.
-    for stale in (f"y_{name}.npy", f"regions_{name}.json", f"info_{name}.json"):
-        (folder / stale).unlink(missing_ok=True)
+    mask_file, regions_file = folder / f"y_{name}.npy", folder / f"regions_{name}.json"
+    info_file = folder / f"info_{name}.json"
+    # What this recording no longer has is removed: left from an earlier run it would be read as its own.
     if regions is not None:
-        write_regions(folder / f"regions_{name}.json", regions)
-        write_array(folder / f"y_{name}.npy", regions_to_mask(regions, image.shape))
+        write_regions(regions_file, regions)
+        write_array(mask_file, regions_to_mask(regions, image.shape))
+    else:
+        mask_file.unlink(missing_ok=True)
+        regions_file.unlink(missing_ok=True)
     if pixels_per_micron is not None:
-        write_json(folder / f"info_{name}.json", {"pixels-per-micron": pixels_per_micron})
+        write_json(info_file, {"pixels-per-micron": pixels_per_micron})
+    else:
+        info_file.unlink(missing_ok=True)
     # Last: without it the others do not count.
     write_array(folder / f"X_{name}.npy", image)
 

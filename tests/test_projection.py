@@ -111,6 +111,17 @@ def test_labels_of_an_earlier_run_do_not_stay(folder):
     assert read_prepared(folder, "b10").mask is None
 
 
+def test_a_failed_write_leaves_the_labels_of_an_earlier_run(folder, monkeypatch):
+    def full(*_):
+        raise UserError("regions_b10.json: cannot be written (No space left on device)")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("neurodetect.projection.write_regions", full)
+    with pytest.raises(UserError, match="No space"):
+        write_prepared(folder, "b10", np.arange(12.0).reshape(3, 4) + 1, [np.array([[1, 1]])], 1.0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_constant_image_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="name: the mean image is constant"):
         write_prepared(tmp_path, "name", np.full((4, 5), 7.0), [np.array([[1, 1]])])
