@@ -29,13 +29,15 @@ def main() -> None:
     )
     console.add_training_options(parser)
     console.add_detection_options(parser)
+    console.add_resume_options(parser)
     args = parser.parse_args()
 
     from pathlib import Path
 
+    from neurodetect.checkpoint import CHECKPOINT_BYTES, UnfinishedRun
     from neurodetect.figures import draw_matches, save_figure
     from neurodetect.files import require_writable, write_json
-    from neurodetect.projection import read_labelled, standardize
+    from neurodetect.projection import digests, read_labelled, standardize
     from neurodetect.regions import find_regions
     from neurodetect.scoring import evaluate, match_centers, summarize, table
     from neurodetect.sliding_window import probability_map
@@ -44,63 +46,81 @@ def main() -> None:
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
     output = Path(args.output)
-    require_writable(output.parent)
+    require_writable(output.parent, 2 * CHECKPOINT_BYTES)
     recordings, unlabelled = read_labelled(args.train_folder)
     for name in unlabelled:
         console.warn(f"{name} has no labels (no y_{name}.npy) and is left out")
     folds = split_folds(len(recordings), args.folds, args.seed)
+    settings = console.settings(args, device=device.type, precision=precision, folds=len(folds))
+    inputs = digests(args.train_folder, recordings)
     console.say(
         f"{len(recordings)} labelled recordings in {len(folds)} folds, {args.iterations} iterations each, "
         f"on {device.type} in {precision}"
     )
 
-    rows = {}
-    histories = []
-    for number, fold in enumerate(folds, start=1):
-        held_out = [recordings[index] for index in fold]
-        network, history = train_network(
-            [recording for index, recording in enumerate(recordings) if index not in fold],
-            args.iterations,
-            args.batch_size,
-            seed=args.seed,
-            device=device,
-            precision=precision,
-            held_out=held_out,
-            description=f"fold {number} of {len(folds)}, training",
-        )
-        histories.append({"held_out": [recording.name for recording in held_out], "history": history})
-        for recording in held_out:
-            probability = probability_map(
-                network,
-                standardize(recording.image),
-                args.stride,
-                precision=precision,
-                description=f"fold {number} of {len(folds)}, {recording.name}",
-            )
-            found = find_regions(probability, args.regions)
-            row = evaluate(probability, found, recording.mask, recording.regions, recording.pixels_per_micron)
-            rows[recording.name] = row
-            figure = draw_matches(
-                recording.image,
-                recording.regions,
-                found,
-                match_centers(recording.regions, found, row["threshold"]),
-                title=f"{recording.name}, held out",
-                pixels_per_micron=recording.pixels_per_micron,
-            )
-            save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
+    rows, histories = {}, []
+    with UnfinishedRun(
+        output.with_suffix(".unfinished"),
+        console.identity(settings, training=inputs),
+        resume=args.resume,
+        seconds=60 * args.checkpoint_every,
+        keep=args.keep_checkpoint,
+    ) as unfinished:
+        for number, fold in enumerate(folds, start=1):
+            label = f"fold {number} of {len(folds)}"
+            held_out = [recordings[index] for index in fold]
+            network, history = None, unfinished.noted(label)
+            if history is None:  # otherwise the maps of this fold are there already
+                network, history = train_network(
+                    [recording for index, recording in enumerate(recordings) if index not in fold],
+                    args.iterations,
+                    args.batch_size,
+                    seed=args.seed,
+                    device=device,
+                    precision=precision,
+                    held_out=held_out,
+                    checkpoint=unfinished.checkpoint(label),
+                    description=f"{label}, training",
+                )
+            histories.append({"held_out": [recording.name for recording in held_out], "history": history})
+            for recording in held_out:
+                probability = unfinished.once(
+                    recording.name,
+                    probability_map,
+                    network,
+                    standardize(recording.image),
+                    args.stride,
+                    precision=precision,
+                    description=f"{label}, {recording.name}",
+                )
+                found = find_regions(probability, args.regions)
+                row = evaluate(
+                    probability, found, recording.mask, recording.regions, recording.pixels_per_micron
+                )
+                rows[recording.name] = row
+                figure = draw_matches(
+                    recording.image,
+                    recording.regions,
+                    found,
+                    match_centers(recording.regions, found, row["threshold"]),
+                    title=f"{recording.name}, held out",
+                    pixels_per_micron=recording.pixels_per_micron,
+                )
+                save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
+            unfinished.note(label, history)
 
-    rows = {recording.name: rows[recording.name] for recording in recordings}
-    console.say("\n" + table(list(rows.values()), list(rows)))
-    write_json(
-        output,
-        {
-            "settings": console.settings(args, device=device.type, precision=precision, folds=len(folds)),
-            "recordings": [{"name": name, **row} for name, row in rows.items()],
-            **summarize(list(rows.values())),
-            "folds": histories,
-        },
-    )
+        rows = {recording.name: rows[recording.name] for recording in recordings}
+        console.say("\n" + table(list(rows.values()), list(rows)), level=0)
+        write_json(
+            output,
+            {
+                "settings": settings,
+                "inputs": inputs,
+                "recordings": [{"name": name, **row} for name, row in rows.items()],
+                **summarize(list(rows.values())),
+                "folds": histories,
+            },
+        )
     console.say(f"\nWrote {output} and a picture of each recording beside it.")
 
 

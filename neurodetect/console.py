@@ -8,24 +8,39 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
-from neurodetect import __version__
+from neurodetect import __version__, progress
 from neurodetect.files import UserError, reason
 
 # A training step makes and frees gigabytes; with huge pages that takes half the time. PyTorch reads
 # this when it is imported, after the arguments are parsed.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# The same sums in the same order on a GPU too; read when CUDA's libraries are loaded.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 LARGEST_STRIDE = 20  #: pixels; windows further apart would leave pixels without a prediction
+RUN_CONTROL = ("resume", "keep_checkpoint", "checkpoint_every", "quiet", "verbose")  #: change no result
 PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotlib", "tifffile")
 
 
+_level = 1  #: 0 quiet, 1 what a user wants to know, 2 verbose
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and whose help keeps the author's line breaks."""
+    """An argument parser whose errors are one line and whose help keeps the author's line breaks.
+
+    It has --quiet and --verbose, and sets what `say` and progress bars do.
+    """
 
     def __init__(self, description: str, example: str) -> None:
         super().__init__(
@@ -33,6 +48,18 @@ class Parser(argparse.ArgumentParser):
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        amount = self.add_mutually_exclusive_group()
+        amount.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and warnings")
+        amount.add_argument(
+            "--verbose", action="store_true", help="also say what is computed where, and how long it took"
+        )
+
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        global _level
+        args = super().parse_args(*arguments)
+        _level = 0 if args.quiet else 2 if args.verbose else 1
+        progress.hidden = args.quiet
+        return args
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -112,20 +139,63 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
+    """--resume, --keep-checkpoint and --checkpoint-every."""
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from where the same command was stopped, by Ctrl-C or a crash; the result is that of a "
+        "run in one go",
+    )
+    parser.add_argument(
+        "--keep-checkpoint",
+        action="store_true",
+        help="keep the folder with the state of the training (1 GB) when all is done",
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=number_in(float, 0),
+        default=10.0,
+        metavar="MINUTES",
+        help="how often that state is written; at most so much is lost (default: 10)",
+    )
+
+
 def settings(args: argparse.Namespace, **resolved: Any) -> dict[str, Any]:
     """What a result was made with: options, what they were resolved to, versions of the packages."""
+    options = {key: value for key, value in vars(args).items() if key not in RUN_CONTROL}
     versions = {"neurodetect": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # run from another kind of installation than pip's
             versions[package] = "unknown"
-    return {**vars(args), **resolved, "versions": versions}
+    return {**options, **resolved, "versions": versions}
 
 
-def say(text: str) -> None:
-    """Tell the user something on standard output, at once."""
-    print(text, flush=True)
+def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, Any]:
+    """What a run has to have in common with the one that it resumes: options that count, PyTorch, the data.
+
+    Parameters
+    ----------
+    settings : dict
+        Of `settings`.
+    **digests : dict of str to str
+        SHA-256 of the files of a kind, by name.
+    """
+    keys = ("iterations", "batch_size", "folds", "stride", "regions", "seed", "device", "precision")
+    files = {f"{kind} file {name}": value for kind, of in digests.items() for name, value in of.items()}
+    return {
+        **{key: settings[key] for key in keys if key in settings},
+        "PyTorch": settings["versions"]["torch"],
+        **files,
+    }
+
+
+def say(text: str, level: int = 1) -> None:
+    """Tell the user something, at once: at level 0 in any case, 1 unless --quiet, 2 if --verbose."""
+    if level <= _level:
+        print(text, flush=True)
 
 
 def warn(text: str) -> None:
@@ -134,11 +204,13 @@ def warn(text: str) -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and exit: 0, 2 after one line on what to mend, 130 after Ctrl-C.
+    """Run a script's `main` and exit: 0; 2 after one line on what to mend; 130, 143 after Ctrl-C, SIGTERM.
 
     A bug keeps its traceback.
     """
     program = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGTERM, terminate)
+    warnings.showwarning = lambda message, *_: warn(str(message))  # one line, without a place in our code
     try:
         main()
         sys.stdout.flush()
@@ -153,9 +225,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         stop(program, f"{named}{reason(error)}; check the path, its permissions and the disk", 2)
     except MemoryError:
         stop(program, "out of memory; close other programs, or use a larger --stride or smaller batch", 2)
-    except KeyboardInterrupt:
-        stop(program, "stopped", 130)
+    except KeyboardInterrupt as interrupt:
+        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), 128 + number)
     sys.exit(0)
+
+
+def terminate(*_: object) -> NoReturn:
+    """What SIGTERM does."""
+    raise Terminated
 
 
 def stop(program: str, message: str, code: int) -> NoReturn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +69,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # the rename must not reach the disk before the content
@@ -81,20 +84,54 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def require_writable(folder: str | Path) -> None:
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left half written of a file, on systems that tell whether one is alive."""
+    if os.name != "posix":
+        return
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    for name in os.listdir(path.parent):
+        number = name[len(start) : -len(end)]
+        if name.startswith(start) and name.endswith(end) and number.isdecimal() and not alive(int(number)):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        return True
+    return True
+
+
+def require_writable(folder: str | Path, needed: int = 0) -> None:
     """Make sure, before hours of work, that files can be written into a folder (made if missing).
+
+    Parameters
+    ----------
+    folder : str or Path
+    needed : int
+        Bytes that have to be free.
 
     Raises
     ------
     UserError
-        They cannot.
+        They cannot, or there is less room.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({reason(error)}); choose another folder") from error
+    if free < needed:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free; "
+            "make room or choose another disk"
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -147,3 +184,21 @@ def read_array(path: str | Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):  # an .npz archive under the name of an array
         raise UserError(f"{path}: holds several arrays, one is expected; run preprocessing.py again")
     return array
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits.
+
+    Raises
+    ------
+    UserError
+        The file is unreadable.
+    """
+    hasher = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                hasher.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
+    return hasher.hexdigest()

@@ -12,6 +12,7 @@ from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW
 
 PADDING = WINDOW // 2  #: pixels of zeros around an image, so that every pixel can be a window's centre
+INDEX = np.int32  #: of pixels in all images together; 2**31 of them would take 10 GB
 
 
 class PatchSampler:
@@ -54,13 +55,15 @@ class PatchSampler:
             padded_image = np.pad(np.asarray(image, np.float32), PADDING)
             padded_mask = np.pad(np.asarray(mask) > 0, PADDING)
             real = np.pad(np.ones(np.shape(image), bool), PADDING)
-            neuron.append(start + np.flatnonzero(padded_mask))
-            background.append(start + np.flatnonzero(real & ~padded_mask))
+            neuron.append((start + np.flatnonzero(padded_mask)).astype(INDEX))
+            background.append((start + np.flatnonzero(real & ~padded_mask)).astype(INDEX))
             flat_images.append(padded_image.ravel())
             flat_masks.append(padded_mask.ravel())
             starts.append(start)
             widths.append(padded_image.shape[1])
             start += padded_image.size
+        if start > np.iinfo(INDEX).max:
+            raise UserError(f"{len(starts)} labelled recordings are too many to train on at once; take fewer")
 
         def gather(arrays: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.concatenate(arrays)).to(device)
@@ -99,9 +102,17 @@ class PatchSampler:
         )
         return self._windows(centers, self._flips(count), self._flips(count))
 
+    def state(self) -> Tensor:
+        """Where the random numbers are: a uint8 tensor on the CPU, for `restore`."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Go on drawing as after the `state` was taken, from a sampler of the same images and device."""
+        self._generator.set_state(state)
+
     def _draw(self, candidates: Tensor, count: int) -> Tensor:
         chosen = torch.randint(len(candidates), (count,), device=self.device, generator=self._generator)
-        return candidates[chosen]
+        return candidates[chosen].long()
 
     def _flips(self, count: int) -> Tensor:
         return torch.randint(2, (count,), device=self.device, generator=self._generator).bool()

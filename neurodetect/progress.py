@@ -10,12 +10,15 @@ from tqdm import tqdm
 DELAY = 1.0  #: seconds that nothing is drawn: what is done by then needs no bar
 LOG_INTERVAL = 30.0  #: seconds between two lines where standard error is a file, not a terminal
 
+hidden = False  #: draw no bar at all: --quiet
+
 
 def progress_bar(
     iterable: Iterable | None = None,
     *,
     description: str,
     total: int | None = None,
+    initial: int = 0,
     unit: str = "it",
     show: bool = True,
 ) -> tqdm:
@@ -29,6 +32,8 @@ def progress_bar(
         What is being done.
     total : int, optional
         Number of steps, where the iterable does not know.
+    initial : int
+        Steps that were done before, in an earlier run.
     unit : str
         The name of a step.
     show : bool
@@ -45,9 +50,10 @@ def progress_bar(
         iterable,
         desc=description,
         total=total,
+        initial=initial,
         unit=unit,
         mininterval=interval,
         delay=DELAY,
         dynamic_ncols=True,
-        disable=not show,
+        disable=hidden or not show,
     )

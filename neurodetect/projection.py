@@ -8,11 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurodetect.files import UserError, natural_key, read_array, read_json, reason, write_array, write_json
+from neurodetect.files import (
+    UserError,
+    digest,
+    natural_key,
+    read_array,
+    read_json,
+    reason,
+    write_array,
+    write_json,
+)
 from neurodetect.recording import positive_number
 from neurodetect.regions import read_regions, regions_to_mask, write_regions
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
+FRAMES_IN_32_BITS = 2**16  #: whose sum fits, whatever their 16-bit pixels
 
 
 def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -32,21 +42,31 @@ def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
     Raises
     ------
     ValueError
-        There are no frames, or not all are (H, W).
+        There are no frames, or not all are (H, W) and of one dtype.
     """
-    total, count = None, 0
-    for frame in frames:
+    total = None
+    for count, frame in enumerate(frames):
         frame = np.asarray(frame)
         if total is None:
+            first = frame
             exact = frame.dtype.kind in "iu" and frame.dtype.itemsize <= 4
             total = np.zeros(frame.shape, np.int64 if exact else np.float64)
-        if frame.ndim != 2 or frame.shape != total.shape:
-            raise ValueError(f"frame {count} is {frame.shape}, expected (H, W) like {total.shape}")
-        np.add(total, frame, out=total)
-        count += 1
+            # Sums of 32 bits take half the time; they are moved on before they can overflow.
+            short = exact and frame.dtype.itemsize <= 2
+            recent = np.zeros(frame.shape, f"{frame.dtype.kind}4") if short else total
+        if frame.ndim != 2 or frame.shape != first.shape or frame.dtype != first.dtype:
+            raise ValueError(
+                f"frame {count} is {frame.dtype} {frame.shape}, not (H, W) like the first {first.shape}"
+            )
+        np.add(recent, frame, out=recent)
+        if short and count % FRAMES_IN_32_BITS == FRAMES_IN_32_BITS - 1:
+            total += recent
+            recent[:] = 0
     if total is None:
         raise ValueError("a mean of no frames")
-    return total / count
+    if short:
+        total += recent
+    return total / (count + 1)
 
 
 def clip_bright(image: np.ndarray, deviations: float = CLIP_DEVIATIONS) -> np.ndarray:
@@ -233,3 +253,13 @@ def read_labelled(folder: str | Path) -> tuple[list[Prepared], list[str]]:
             "and cross-validation need; is this the test folder?"
         )
     return labelled, [recording.name for recording in recordings if recording.mask is None]
+
+
+def digests(folder: str | Path, recordings: Sequence[Prepared]) -> dict[str, str]:
+    """SHA-256 of the files that recordings were read from, by the files' names."""
+    files = [
+        file
+        for r in recordings
+        for file in (f"X_{r.name}.npy", f"y_{r.name}.npy", f"regions_{r.name}.json", f"info_{r.name}.json")
+    ]
+    return {file: digest(Path(folder) / file) for file in files if (Path(folder) / file).exists()}

@@ -44,7 +44,7 @@ from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW, NeuronNet
 from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
-from neurodetect.training import autocast, choose_precision
+from neurodetect.training import arithmetic, choose_precision
 
 BLOCK_SIDE = 48  #: side of a block of windows where the caller does not say
 BATCH = 512  #: windows at a time in corners and dense layers
@@ -97,7 +97,7 @@ def brute_force_map(
     windows = padded.unfold(0, WINDOW, 1).unfold(1, WINDOW, 1)
     labelled = torch.arange(MARGIN, MARGIN + TARGET, device=device)
     total, count = torch.zeros_like(padded), torch.zeros_like(padded)
-    with torch.inference_mode(), autocast(device, choose_precision(precision, device)):
+    with torch.inference_mode(), arithmetic(device, choose_precision(precision, device)):
         for batch in torch.cartesian_prod(*starts).to(device).split(batch_size):
             rows, columns = batch.T
             logits = network(windows[rows, columns].unsqueeze(1)).float()
@@ -159,7 +159,7 @@ def probability_map(
         show=description is not None,
     )
     warned = False
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), arithmetic(device, "float32"), bar:  # the layers have their own dtype
         while blocks:
             rows, columns = blocks.pop()
             windows = len(rows) * len(columns)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import pickle
-import zipfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neurodetect.files import UserError, reason, write_whole
+from neurodetect.checkpoint import Checkpoint, load_safely, save_whole, signals_held
+from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
@@ -25,6 +26,8 @@ BETAS = (0.9, 0.99)
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
 LOSS_MEMORY = 0.98  #: the running loss forgets half of its past in 34 iterations
+
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 WEIGHTS_FORMAT = "neurodetect weights 1"
 
@@ -62,9 +65,19 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Context in which the network computes in this precision; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+@contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Context in which the network computes in this precision; weights stay float32.
+
+    float32 means it: where CUDA's convolutions would round to TensorFloat-32, with three digits, they don't.
+    """
+    rounded = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 # The loop
@@ -108,6 +121,7 @@ def train_network(
     device: torch.device,
     precision: str,
     held_out: Sequence[Prepared] = (),
+    checkpoint: Checkpoint | None = None,
     description: str | None = None,
 ) -> tuple[NeuronNet, list[dict[str, float]]]:
     """A new network, trained on labelled recordings.
@@ -119,7 +133,7 @@ def train_network(
     seed : int
         Of the initial weights and of the windows drawn.
     device : torch.device
-    iterations, batch_size, precision, description
+    iterations, batch_size, precision, checkpoint, description
         See `train`.
 
     Returns
@@ -143,7 +157,14 @@ def train_network(
         check = sampler(held_out, seed + 1)
     network = NeuronNet(torch.Generator().manual_seed(seed)).to(device)
     history = train(
-        network, windows, iterations, batch_size, precision=precision, held_out=check, description=description
+        network,
+        windows,
+        iterations,
+        batch_size,
+        precision=precision,
+        held_out=check,
+        checkpoint=checkpoint,
+        description=description,
     )
     return network, history
 
@@ -156,6 +177,7 @@ def train(
     *,
     precision: str = "float32",
     held_out: PatchSampler | None = None,
+    checkpoint: Checkpoint | None = None,
     description: str | None = None,
 ) -> list[dict[str, float]]:
     """Train the network in place with Adam on binary cross-entropy.
@@ -172,6 +194,10 @@ def train(
         bfloat16 computes activations and products in it; weights and sums stay float32.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
+    checkpoint : Checkpoint, optional
+        Where to go on from, if there is anything, and where the state is kept: every so many seconds, at
+        the end, and on Ctrl-C and SIGTERM. On a CPU the weights are then, bit for bit, those of a run in
+        one go.
     description : str, optional
         Label of a progress bar with the running loss and the held-out error.
 
@@ -184,57 +210,198 @@ def train(
     Raises
     ------
     UserError
-        The loss is no longer finite.
+        The loss is no longer finite, or not even one window fits in the device's memory.
     """
     device = sampler.device
     network.to(memory_format=torch.channels_last)
     network.train()
     # Fused: with 81 million weights the plain update costs as much as the rest of a step on a CPU.
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=device.type == "cuda"
+    )
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
-    running = None  # running mean of the loss, kept on the device
-    history = []
-    with progress_bar(
-        description=description or "", total=iterations, unit="batch", show=description is not None
-    ) as bar:
-        for iteration in range(1, iterations + 1):
-            loss = train_step(network, optimizer, *sampler.sample(batch_size), precision)
+    running = torch.zeros((), device=device)  # running mean of the loss
+    history: list[dict[str, float]] = []
+    done = 0
+
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        done, history = state["iteration"], state["history"]
+        running.copy_(state["running"])
+        sampler.restore(state["sampler"])
+        restore(network, optimizer, state)
+        del state  # a mapped file
+    kept_at, kept = done, time.monotonic()
+
+    def keep() -> None:
+        checkpoint.save(
+            {
+                "iteration": done,
+                "history": history,
+                "running": running,
+                "sampler": sampler.state(),
+                **tensors(network, optimizer),
+            }
+        )
+
+    step = Step(network, optimizer, precision)
+    with (
+        progress_bar(
+            description=description or "",
+            total=iterations,
+            initial=done,
+            unit="batch",
+            show=description is not None,
+        ) as bar,
+        signals_held() as stop,
+    ):
+        while done < iterations and not stop():
+            loss = step(*sampler.sample(batch_size))
+            done += 1
             # The first iterations count evenly, so that the running mean needs no warming up.
-            forget = 1 - max(1 - LOSS_MEMORY, 1 / iteration)
-            running = loss if running is None else forget * running + (1 - forget) * loss
-            if iteration % CHECK_EVERY == 0 or iteration == iterations:
-                history.append({"iteration": iteration, "loss": running.item()})
+            running.lerp_(loss, max(1 - LOSS_MEMORY, 1 / done))
+            if done % CHECK_EVERY == 0 or done == iterations:
+                history.append({"iteration": done, "loss": running.item()})
                 if not math.isfinite(history[-1]["loss"]):
                     raise UserError(
-                        f"training failed at iteration {iteration}: the loss is not finite; "
+                        f"training failed at iteration {done}: the loss is not finite; "
                         "check the training images, or use --precision float32"
                     )
                 if check is not None:
                     history[-1]["held_out_error"] = window_error(network, *check, precision)
-            if iteration % 10 == 0 and device.type == "cpu":
+            if done % 10 == 0 and device.type == "cpu":
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
-        bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
+            if checkpoint is not None and time.monotonic() - kept >= checkpoint.seconds:
+                keep()
+                kept_at, kept = done, time.monotonic()
+        if history:
+            bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
+        if checkpoint is not None and done > kept_at:
+            keep()
     network.eval()
     return history
 
 
+class Step:
+    """One step of Adam after another; on CUDA recorded once as a graph, and replayed.
+
+    Replayed, a step is one command to the device instead of some two hundred, which take longer to give
+    than to carry out. Where a batch does not fit in the device's memory its gradient is summed over halves,
+    quarters and so on: the same up to rounding.
+
+    Parameters
+    ----------
+    network : NeuronNet
+    optimizer : torch.optim.Adam
+        Of its parameters; on CUDA `capturable`.
+    precision : {"float32", "bfloat16"}
+    """
+
+    WARM_UP = 3  #: steps before a graph is recorded, in which libraries and Adam allocate what they keep
+
+    def __init__(self, network: NeuronNet, optimizer: torch.optim.Adam, precision: str) -> None:
+        self.network, self.optimizer, self.precision = network, optimizer, precision
+        self.parts = 1
+        self._steps = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, windows: Tensor, targets: Tensor) -> Tensor:
+        """Take a step on a batch; returns its loss, detached, on the device."""
+        while True:
+            try:
+                return self._step(windows, targets)
+            except torch.OutOfMemoryError as error:
+                if self.parts >= len(windows):
+                    raise UserError(
+                        f"{windows.device} has too little memory to train this network; "
+                        "close other programs on it, or use --device cpu"
+                    ) from error
+                if self.parts == 1:
+                    warnings.warn(
+                        f"{windows.device} is short of memory: batches are handled in parts, a little slower",
+                        stacklevel=2,
+                    )
+                self.parts *= 2
+                self._graph, self._steps = None, 0
+
+    def _step(self, windows: Tensor, targets: Tensor) -> Tensor:
+        if windows.device.type != "cuda":
+            return train_step(self.network, self.optimizer, windows, targets, self.precision, self.parts)
+        if self._graph is None and self._steps < self.WARM_UP:
+            self._steps += 1
+            # A graph is recorded on a stream of its own; so what is kept must not belong to another one.
+            side = torch.cuda.Stream(windows.device)
+            side.wait_stream(torch.cuda.current_stream(windows.device))
+            with torch.cuda.stream(side):
+                loss = train_step(self.network, self.optimizer, windows, targets, self.precision, self.parts)
+            torch.cuda.current_stream(windows.device).wait_stream(side)
+            return loss
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            self._windows, self._targets = windows.clone(), targets.clone()
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.cuda.graph(graph):
+                self._loss = train_step(
+                    self.network, self.optimizer, self._windows, self._targets, self.precision, self.parts
+                )
+            self._graph = graph
+        self._windows.copy_(windows)
+        self._targets.copy_(targets)
+        self._graph.replay()
+        return self._loss
+
+
 def train_step(
-    network: NeuronNet, optimizer: torch.optim.Optimizer, windows: Tensor, targets: Tensor, precision: str
+    network: NeuronNet,
+    optimizer: torch.optim.Optimizer,
+    windows: Tensor,
+    targets: Tensor,
+    precision: str,
+    parts: int = 1,
 ) -> Tensor:
-    """One step of Adam on one batch; returns its loss, detached, on the device."""
-    with autocast(windows.device, precision):
-        logits = network(windows.to(memory_format=torch.channels_last))
-    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
+    """One step of Adam on one batch, handled in parts; returns its loss, detached, on the device."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = torch.zeros((), device=windows.device)
+    for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
+        with arithmetic(windows.device, precision):
+            logits = network(some.to(memory_format=torch.channels_last))
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+        loss = loss * (len(some) / len(windows))
+        loss.backward()
+        total += loss.detach()
     optimizer.step()
-    return loss.detach()
+    return total
+
+
+def tensors(network: NeuronNet, optimizer: torch.optim.Adam) -> dict[str, dict[str, Tensor]]:
+    """What a training has learnt, for `restore`: weights, Adam's means of gradients and step counts."""
+    parameters = dict(network.named_parameters())
+    return {
+        "weights": {name: parameter.detach() for name, parameter in parameters.items()},
+        **{
+            key: {name: optimizer.state[parameter][key] for name, parameter in parameters.items()}
+            for key in ADAM_STATE
+        },
+    }
+
+
+def restore(network: NeuronNet, optimizer: torch.optim.Adam, state: dict[str, dict[str, Tensor]]) -> None:
+    """Put back what `tensors` gave."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(state["weights"][name])
+            # Like the parameter in memory order too: the fused update goes through them side by side.
+            optimizer.state[parameter] = {
+                key: state[key][name].to(parameter.device, copy=True)
+                if state[key][name].ndim == 0
+                else torch.empty_like(parameter).copy_(state[key][name])
+                for key in ADAM_STATE
+            }
 
 
 def window_error(network: NeuronNet, windows: Tensor, targets: Tensor, precision: str) -> float:
     """Share of target pixels that the network labels wrongly in these windows."""
-    with torch.inference_mode(), autocast(windows.device, precision):
+    with torch.inference_mode(), arithmetic(windows.device, precision):
         labels = network(windows.to(memory_format=torch.channels_last)) > 0
     return (labels != (targets > 0.5)).float().mean().item()
 
@@ -260,8 +427,7 @@ def save_network(path: str | Path, network: NeuronNet, settings: dict[str, Any])
         Numbers, strings and lists of them.
     """
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    with write_whole(path) as temporary:
-        torch.save({"format": WEIGHTS_FORMAT, "weights": weights, "settings": settings}, temporary)
+    save_whole(path, {"format": WEIGHTS_FORMAT, "weights": weights, "settings": settings})
 
 
 def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
@@ -273,16 +439,7 @@ def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
         The file is missing, truncated, no weights of this network, or would run code.
     """
     advice = "use a file that conv2d_predict.py --save-model wrote"
-    try:
-        # Only PyTorch's zip format: its older ones begin to unpickle before anything can be checked.
-        if not zipfile.is_zipfile(path):
-            Path(path).open("rb").close()
-            raise UserError(f"{path}: is not a weights file, or is cut short; {advice}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise UserError(f"{path}: is damaged or is not a weights file; {advice}") from error
+    content = load_safely(path, "a weights file", advice)
     expected = {"format": str, "weights": dict, "settings": dict}
     if (
         not isinstance(content, dict)

@@ -39,3 +39,7 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
     assert len(lines) == 1, result.stderr
     for word in words:
         assert word in lines[0], result.stderr
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=30, help="kills of tests/test_faults.py (default: 30)")

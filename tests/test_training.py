@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from neurodetect.checkpoint import Checkpoint
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
@@ -15,6 +16,7 @@ from neurodetect.synthetic import simulate_frames, simulate_regions
 from neurodetect.training import (
     BETAS,
     LEARNING_RATE,
+    Step,
     choose_device,
     choose_precision,
     load_network,
@@ -112,6 +114,59 @@ def test_bfloat16_learns_the_same(network, recordings):
         losses[precision] = history[-1]["loss"]
         assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_goes_on_from_its_checkpoint_as_if_never_stopped(
+    recordings, tmp_path, monkeypatch, precision
+):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.training.CHECK_EVERY", 2)
+    arguments = [standardize(recordings[0].image)], [recordings[0].mask]
+
+    def run(iterations, **checkpoint):
+        net = NeuronNet(torch.Generator().manual_seed(0))
+        sampler, held_out = PatchSampler(*arguments, seed=4), PatchSampler(*arguments, seed=5)
+        history = train(net, sampler, iterations, 6, precision=precision, held_out=held_out, **checkpoint)
+        return history, list(net.parameters())
+
+    expected_history, expected = run(5)
+    for iterations in (3, 4, 5, 5):
+        history, parameters = run(iterations, checkpoint=Checkpoint(tmp_path / "training.pt", "x", 600))
+    # The two short runs looked at their last iteration too.
+    assert [entry for entry in history if entry["iteration"] != 3] == expected_history
+    assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_handled_in_parts(network, recordings, monkeypatch):
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    windows, targets = sampler.sample(10)
+    nets = [copy.deepcopy(network) for _ in range(2)]
+    steps = [
+        Step(net, torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True), "float32")
+        for net in nets
+    ]
+    losses = [steps[0](windows, targets)]
+    features = NeuronNet.features
+
+    def small_memory(self, some):
+        if len(some) > 3:
+            raise torch.OutOfMemoryError
+        return features(self, some)
+
+    monkeypatch.setattr(NeuronNet, "features", small_memory)
+    with pytest.warns(UserWarning, match="short of memory") as warned:
+        losses.append(steps[1](windows, targets))
+    assert len(warned) == 1 and steps[1].parts == 4
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+    for whole, parts in zip(*(net.parameters() for net in nets), strict=True):
+        # A gradient that is nearly zero may round to either side, and Adam's first step is its sign.
+        assert ((whole - parts).abs() > 1e-6).float().mean() < 1e-3
+    monkeypatch.setattr(
+        NeuronNet, "features", lambda self, some: small_memory(self, some.expand(9, -1, -1, -1))
+    )
+    with pytest.raises(UserError, match="too little memory"):
+        steps[1](windows[:1], targets[:1])
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(network, recordings):
@@ -238,6 +293,24 @@ def test_training_on_a_gpu_follows_the_cpu(network, recordings, precision):
             loss = train_step(net, optimizer, windows.to(device), targets.to(device), precision)
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_replayed_step_is_the_step(network, recordings, precision):
+    nets = [copy.deepcopy(network).cuda() for _ in range(2)]
+    plain, replayed = (
+        torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=True)
+        for net in nets
+    )
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], "cuda", seed=1)
+    step = Step(nets[1], replayed, precision)
+    for _ in range(Step.WARM_UP + 4):
+        windows, targets = sampler.sample(20)
+        expected = train_step(nets[0], plain, windows, targets, precision).item()
+        assert step(windows, targets).item() == pytest.approx(expected, rel=1e-3)
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_a_network_can_be_made_without_memory():

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from neurodetect.checkpoint import Checkpoint, UnfinishedRun, compare, signals_held
+from neurodetect.files import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "output.unfinished"
+
+
+def begin(folder, resume=False, keep=False, **identity):
+    return UnfinishedRun(folder, identity, resume=resume, seconds=600, keep=keep)
+
+
+def test_what_is_done_is_not_done_again_and_all_goes_at_the_end(folder):
+    calls = []
+
+    def compute(value, *, factor):
+        calls.append(value)
+        return np.full((2, 3), value * factor)
+
+    with pytest.raises(KeyboardInterrupt) as stopped, begin(folder, seed=1) as run:
+        assert not run.resumed and run.noted("fold 1") is None
+        run.once("a", compute, 7, factor=2)
+        run.note("fold 1", [{"loss": 0.5}])
+        raise KeyboardInterrupt
+    assert "--resume" in str(stopped.value) and str(folder) in str(stopped.value)
+    with begin(folder, resume=True, seed=1) as run:
+        assert run.resumed and run.noted("fold 1") == [{"loss": 0.5}]
+        assert np.array_equal(run.once("a", compute, 7, factor=2), np.full((2, 3), 14))
+        run.once("b", compute, 8, factor=2)
+    assert calls == [7, 8]
+    assert not folder.exists()
+
+
+def test_stopped_before_anything_was_done_nothing_is_left(folder):
+    for error in (KeyboardInterrupt, UserError):
+        with pytest.raises(error) as stopped, begin(folder, seed=1):
+            raise error
+        assert "--resume" not in str(stopped.value)
+        assert not folder.exists()
+
+
+def test_unfinished_work_is_neither_lost_nor_mixed(folder):
+    with begin(folder, keep=True, seed=1, file="0" * 64, gone=3) as run:
+        run.once("a", np.zeros, 3)
+    with pytest.raises(UserError, match="--resume"):
+        begin(folder, seed=1)
+    with pytest.raises(
+        UserError, match="seed was 1 and is now 2; file has changed; gone is missing; it is new"
+    ):
+        begin(folder, resume=True, seed=2, file="1" * 64, it=0)
+    (folder / "run.json").write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        begin(folder, resume=True, seed=1)
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "x" * 300, "new\nline", "ü", "\udcff", "."])
+def test_no_name_leads_out_of_the_folder(folder, name):
+    with begin(folder, keep=True) as run:
+        run.once(name, np.ones, 2)
+        assert len(list(folder.iterdir())) == 2
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_is_of_one_training(tmp_path):
+    state = {"iteration": 3, "weights": {"a": torch.arange(4.0)}, "history": [{"loss": 0.25}]}
+    Checkpoint(tmp_path / "training.pt", "fold 1", 600).save(state)
+    assert Checkpoint(tmp_path / "training.pt", "fold 2", 600).load() is None
+    loaded = Checkpoint(tmp_path / "training.pt", "fold 1", 600).load()
+    assert torch.equal(loaded["weights"].pop("a"), state["weights"].pop("a")) and loaded == state
+    assert Checkpoint(tmp_path / "other.pt", "fold 1", 600).load() is None
+
+
+def test_the_same_state_is_the_same_bytes_under_any_name(tmp_path):
+    for name in ("a.pt", "another.pt"):
+        Checkpoint(tmp_path / name, "x", 600).save({"weights": torch.ones(3)})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
+
+
+class Payload:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    path, trace = tmp_path / "training.pt", tmp_path / "trace"
+    torch.save({"format": "neurodetect checkpoint 1", "name": "x", "state": Payload(trace)}, path)
+    with pytest.raises(UserError, match=r"training\.pt"):
+        Checkpoint(path, "x", 600).load()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"training\.pt"):
+        Checkpoint(path, "x", 600).load()
+    torch.save({"something": "else"}, path)
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        Checkpoint(path, "x", 600).load()
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "phrases"),
+    [({"a": 1}, {"a": 1}, []), ({"a": 1}, {"a": 2}, ["a was 1 and is now 2"]), ({}, {"a": 1}, ["a is new"])],
+)
+def test_differences_in_words(before, now, phrases):
+    assert compare(before, now) == phrases
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_the_block_and_a_second_does_not(number):
+    class Arrived(Exception):
+        pass
+
+    def arrive(*_):
+        raise Arrived
+
+    before = signal.signal(number, arrive)
+    try:
+        ended = False
+        with pytest.raises(Arrived), signals_held() as stop:
+            assert not stop()
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            assert stop()
+            ended = True
+        assert ended
+        with pytest.raises(Arrived), signals_held():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+            pytest.fail("the second was held back")
+        with pytest.raises(Arrived):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+    finally:
+        signal.signal(number, before)
