@@ -35,11 +35,12 @@ def main() -> None:
     from pathlib import Path
 
     from neurodetect.checkpoint import CHECKPOINT_BYTES, UnfinishedRun
-    from neurodetect.figures import draw_matches, save_figure
+    from neurodetect.figures import draw_scores, draw_training, save_figure
     from neurodetect.files import require_writable, write_json
     from neurodetect.projection import digests, read_labelled, standardize
     from neurodetect.regions import find_regions
-    from neurodetect.scoring import evaluate, match_centers, summarize, table
+    from neurodetect.report import assess, write_report
+    from neurodetect.scoring import summarize, table
     from neurodetect.sliding_window import probability_map
     from neurodetect.training import choose_device, choose_precision, split_folds, train_network
 
@@ -58,7 +59,7 @@ def main() -> None:
         f"on {device.type} in {precision}"
     )
 
-    rows, histories = {}, []
+    rows, histories, sections = {}, [], {}
     with UnfinishedRun(
         output.with_suffix(".unfinished"),
         console.identity(settings, training=inputs),
@@ -66,6 +67,12 @@ def main() -> None:
         seconds=60 * args.checkpoint_every,
         keep=args.keep_checkpoint,
     ) as unfinished:
+        if args.resume:
+            console.say(
+                f"Going on with the run in {unfinished.folder}"
+                if unfinished.resumed
+                else "Nothing to resume, starting from the beginning"
+            )
         for number, fold in enumerate(folds, start=1):
             label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in fold]
@@ -94,23 +101,25 @@ def main() -> None:
                     description=f"{label}, {recording.name}",
                 )
                 found = find_regions(probability, args.regions)
-                row = evaluate(
-                    probability, found, recording.mask, recording.regions, recording.pixels_per_micron
-                )
-                rows[recording.name] = row
-                figure = draw_matches(
-                    recording.image,
-                    recording.regions,
-                    found,
-                    match_centers(recording.regions, found, row["threshold"]),
-                    title=f"{recording.name}, held out",
-                    pixels_per_micron=recording.pixels_per_micron,
+                rows[recording.name], figure, sections[recording.name] = assess(
+                    recording, found, probability, note=f"held out in fold {number}"
                 )
                 save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
             unfinished.note(label, history)
 
-        rows = {recording.name: rows[recording.name] for recording in recordings}
-        console.say("\n" + table(list(rows.values()), list(rows)), level=0)
+        names = [recording.name for recording in recordings]
+        rows = {name: rows[name] for name in names}
+        console.say("\n" + table(list(rows.values()), names), level=0)
+        figures = {
+            "Loss and error on the held-out recordings while the networks were trained": draw_training(
+                histories
+            ),
+            "Scores of each recording, by the network that had not seen it": draw_scores(
+                list(rows.values()), names
+            ),
+        }
+        for figure, kind in zip(figures.values(), ("training", "scores"), strict=True):
+            save_figure(output.with_name(f"{output.stem}.{kind}.png"), figure)
         write_json(
             output,
             {
@@ -121,7 +130,19 @@ def main() -> None:
                 "folds": histories,
             },
         )
-    console.say(f"\nWrote {output} and a picture of each recording beside it.")
+        report = output.with_name("report.html")
+        write_report(
+            report,
+            title="How good is it on recordings that it has not seen",
+            settings=settings,
+            sections=[sections[name] for name in names],
+            figures=figures,
+        )
+    console.say(
+        f"\nWrote {output}; beside it pictures of each recording, of the training and of the scores, and "
+        f"report.html.\nNext: open {report} in a browser; then "
+        f"python conv2d_predict.py {args.train_folder} TEST_FOLDER"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ labelled, its scores are printed too.
 from __future__ import annotations
 
 from neurodetect import console
+from neurodetect.exports import FORMATS
 
 
 def main() -> None:
@@ -24,13 +25,23 @@ def main() -> None:
         "--output",
         default="submission.json",
         metavar="FILE",
-        help="the neurons found; beside it one picture per recording (default: submission.json)",
+        help="the neurons found; beside it go report.html, to be opened in a browser, a picture of each "
+        "recording, and a log of what the result was made from (default: submission.json)",
     )
     parser.add_argument(
         "--save-model",
         default="model.pt",
         metavar="FILE",
         help="where the trained weights go, 325 MB (default: model.pt)",
+    )
+    parser.add_argument(
+        "--export",
+        type=console.choices_in(FORMATS),
+        default=[],
+        metavar="FORMAT[,FORMAT]",
+        help="beside the submission write the neurons for other programs too: imagej (a zip of ROIs for "
+        "Fiji), labels (a label image for napari, Cellpose, QuPath), suite2p (a folder for its GUI, with "
+        "zeros for traces, which a mean image has not), csv (a table)",
     )
     parser.add_argument("--model", metavar="FILE", help="use these weights of an earlier run, do not train")
     console.add_training_options(parser)
@@ -43,11 +54,13 @@ def main() -> None:
     from pathlib import Path
 
     from neurodetect.checkpoint import CHECKPOINT_BYTES, UnfinishedRun
-    from neurodetect.figures import draw_matches, draw_regions, save_figure
+    from neurodetect.exports import export
+    from neurodetect.figures import save_figure
     from neurodetect.files import digest, require_writable, write_json
     from neurodetect.projection import digests, read_folder, read_labelled, standardize
     from neurodetect.regions import find_regions, write_submission
-    from neurodetect.scoring import evaluate, match_centers, table
+    from neurodetect.report import assess, write_report
+    from neurodetect.scoring import table
     from neurodetect.sliding_window import probability_map
     from neurodetect.training import (
         choose_device,
@@ -77,7 +90,7 @@ def main() -> None:
             console.warn(f"{name} has no labels (no y_{name}.npy) and is not trained on")
         inputs["training"] = digests(args.train_folder, training)
 
-    found, rows = {}, {}
+    found, rows, maps, sections = {}, {}, [], []
     with UnfinishedRun(
         output.with_suffix(".unfinished"),
         console.identity(settings, **inputs),
@@ -85,6 +98,12 @@ def main() -> None:
         seconds=60 * args.checkpoint_every,
         keep=args.keep_checkpoint,
     ) as unfinished:
+        if args.resume:
+            console.say(
+                f"Going on with the run in {unfinished.folder}"
+                if unfinished.resumed
+                else "Nothing to resume, starting from the beginning"
+            )
         if args.model is None:
             console.say(
                 f"Training on {len(training)} recordings, {args.iterations} iterations, "
@@ -119,27 +138,36 @@ def main() -> None:
                 precision=precision,
                 description=recording.name,
             )
-            regions = found[recording.name] = find_regions(probability, args.regions)
-            look = {"title": recording.name, "pixels_per_micron": recording.pixels_per_micron}
-            if recording.mask is not None:
-                row = rows[recording.name] = evaluate(
-                    probability, regions, recording.mask, recording.regions, recording.pixels_per_micron
-                )
-                pairs = match_centers(recording.regions, regions, row["threshold"])
-                figure = draw_matches(recording.image, recording.regions, regions, pairs, **look)
-            else:
-                figure = draw_regions(recording.image, regions, labels="found", **look)
+            maps.append(probability)
+            found[recording.name] = regions = find_regions(probability, args.regions)
+            note = "trained on" if recording.name in trained_on.get("recordings", []) else ""
+            row, figure, page = assess(recording, regions, probability, note)
+            if row is not None:
+                rows[recording.name] = row
+            sections.append(page)
             save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
             console.say(f"{recording.name}: {len(regions)} neurons")
         write_submission(output, found)
-        log = output.with_suffix(".log.json")
-        write_json(log, {"settings": settings, "inputs": inputs, "trained on": trained_on, "scores": rows})
+        for recording, probability in zip(recordings, maps, strict=True):
+            stem = output.with_name(f"{output.stem}_{recording.name}")
+            for form in args.export:
+                regions = found[recording.name]
+                export(form, stem, regions, probability, recording.image, recording.pixels_per_micron)
+        log = {"settings": settings, "inputs": inputs, "trained on": trained_on, "scores": rows}
+        write_json(output.with_suffix(".log.json"), log)
+        report = output.with_name("report.html")
+        write_report(report, title="Neurons found", settings=settings, sections=sections)
 
     if rows:
         console.say("\n" + table(list(rows.values()), list(rows)) + "\n", level=0)
-        for name in sorted(rows.keys() & set(trained_on.get("recordings", []))):
-            console.warn(f"{name} was trained on: its score says nothing about new recordings")
-    console.say(f"Wrote {output}, {log} and a picture of each recording beside it.")
+        for name in rows:
+            if name in trained_on.get("recordings", []):
+                console.warn(f"{name} was trained on: its score says nothing about new recordings")
+    console.say(
+        f"Wrote {output}; beside it {output.stem}.log.json with what it was made from and with, a picture of "
+        f"each recording, and report.html.\nNext: open {report} in a browser, or play the movie with "
+        f"what was found: python play_animation.py RECORDING --submission {output}"
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import os
 import platform
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ RUN_CONTROL = ("resume", "keep_checkpoint", "checkpoint_every", "quiet", "verbos
 PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotlib", "tifffile")
 
 
+_started = time.monotonic()
 _level = 1  #: 0 quiet, 1 what a user wants to know, 2 verbose
 
 
@@ -51,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         amount = self.add_mutually_exclusive_group()
         amount.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and warnings")
         amount.add_argument(
-            "--verbose", action="store_true", help="also say what is computed where, and how long it took"
+            "--verbose", action="store_true", help="also say the settings, and the seconds since the start"
         )
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:
@@ -78,6 +80,19 @@ def number_in(kind: type, lowest: float, highest: float = float("inf")) -> Calla
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text} is not {name} {limits}")
         return value
+
+    return parse
+
+
+def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """An argument type: some of the allowed words, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        words = text.split(",")
+        for word in words:
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(allowed)}")
+        return sorted(set(words), key=words.index)
 
     return parse
 
@@ -170,7 +185,9 @@ def settings(args: argparse.Namespace, **resolved: Any) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:  # run from another kind of installation than pip's
             versions[package] = "unknown"
-    return {**options, **resolved, "versions": versions}
+    options |= resolved
+    say("\n".join(f"{key}: {value}" for key, value in {**options, **versions}.items()), level=2)
+    return {**options, "versions": versions}
 
 
 def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, Any]:
@@ -195,7 +212,8 @@ def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, A
 def say(text: str, level: int = 1) -> None:
     """Tell the user something, at once: at level 0 in any case, 1 unless --quiet, 2 if --verbose."""
     if level <= _level:
-        print(text, flush=True)
+        moment = f"[{time.monotonic() - _started:.1f} s] " if _level == 2 else ""
+        print(moment + text, flush=True)
 
 
 def warn(text: str) -> None:

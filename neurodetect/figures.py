@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 from scipy.spatial import cKDTree
@@ -53,6 +54,8 @@ MATCHED_TRUE = {"colors": "#56B4E9", "linestyles": [SOLID]}
 MATCHED_FOUND = {"colors": "#F0E442", "linestyles": [DASHED]}
 MISSED_TRUE = {"colors": "#CC79A7", "linestyles": [SOLID]}
 FALSE_FOUND = {"colors": "#D55E00", "linestyles": [DASHED], "linewidths": [1.2]}  # the darkest of them
+
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # on white
 
 # What ffmpeg has to say reaches the user as our one line, not beside it.
 logging.getLogger("matplotlib.animation").addHandler(logging.NullHandler())
@@ -152,6 +155,81 @@ def draw_matches(
         labelcolor="white",
     )
     return figure
+
+
+def draw_training(folds: Sequence[dict[str, list]]) -> Figure:
+    """The loss and the error on held-out windows while networks were trained, a line for each network.
+
+    Parameters
+    ----------
+    folds : sequence of dict
+        Each with the names that were "held_out" and the "history" that `training.train` returned.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    curves = {"loss": "loss on training windows", "held_out_error": "wrong pixels in held-out windows"}
+    for panel, (key, title) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+        for number, fold in enumerate(folds):
+            entries = [entry for entry in fold["history"] if key in entry]
+            panel.plot(
+                [entry["iteration"] for entry in entries],
+                [entry[key] for entry in entries],
+                color=LINES[number % len(LINES)],
+                linewidth=1.2,
+                marker="." if len(entries) == 1 else None,
+                label=f"fold {number + 1}",
+            )
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("iteration")
+        panel.set_ylim(bottom=0)
+        plain(panel)
+        if key == "held_out_error":
+            panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if len(folds) <= len(LINES):  # of more nobody could tell the colours
+        panel.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_scores(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
+    """The scores of each recording as dots on lines from 0 to 1, and their mean as a vertical line.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        What `scoring.evaluate` returned.
+    names : sequence of str
+        The recordings.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    measures = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
+    figure = Figure(figsize=(10, 1.2 + 0.22 * max(len(rows), 4)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(measures), sharey=True)
+    height = np.arange(len(rows))
+    for panel, (key, title), color in zip(panels, measures.items(), LINES, strict=False):
+        values = [row[key] for row in rows]
+        panel.hlines(height, 0, values, color="0.85", linewidth=1)
+        panel.plot(values, height, "o", color=color, markersize=4)
+        panel.axvline(np.mean(values), color=color, linewidth=1, linestyle=DASHED)
+        panel.set_title(f"{title}, mean {np.mean(values):.3f}", fontsize=10)
+        panel.set_xlim(0, 1)
+        plain(panel)
+    panels[0].set_yticks(height, names, fontsize=8, parse_math=False)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)  # the first recording on top
+    return figure
+
+
+def plain(panel: Axes) -> None:
+    """No more frame than two axes."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+LARGEST_JSON = 2**26  #: bytes, which take Python a gigabyte or two; a field of 600 neurons has one megabyte
+ARRAY_MAGIC = b"\x93NUMPY\x01\x00"  #: how a `.npy` file begins: format 1.0, which any plain array has
 
 
 class UserError(ValueError):
@@ -76,11 +80,11 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({reason(error)}); make room or choose another place for it"
+            f"{path}: cannot be written ({reason(error)}); make room, or choose another place or name for it"
         ) from error
     finally:
         # After the rename there is nothing left to remove; on the way out of an error there may be.
-        if temporary.exists():
+        if os.path.lexists(temporary):
             temporary.unlink()
 
 
@@ -129,61 +133,94 @@ def require_writable(folder: str | Path, needed: int = 0) -> None:
         raise UserError(f"{folder}: cannot be written to ({reason(error)}); choose another folder") from error
     if free < needed:
         raise UserError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed there and {free / 1e9:.1f} GB are free; "
+            f"{folder}: {in_bytes(needed)} are needed there and {in_bytes(free)} are free; "
             "make room or choose another disk"
         )
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file whole. NaN and infinity are refused: JSON has neither."""
-    text = json.dumps(value, allow_nan=False, indent=1)
+def in_bytes(size: int) -> str:
+    """A number of bytes for the user, e.g. "1.9 GB" or "12 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+    """Write a JSON file whole, in one line if `indent` is None.
+
+    NaN and infinity are refused: JSON has neither.
+    """
+    text = json.dumps(value, allow_nan=False, indent=indent)
     with write_whole(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises
     ------
     UserError
-        The file is missing, unreadable or not JSON.
+        The file is missing, unreadable, not JSON or larger than any that is meant to be read, or one of
+        its objects has a key twice.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise UserError(f"{path}: is larger than {in_bytes(LARGEST_JSON)}; is it the right file?")
+        return json.loads(content, object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); export it again") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; ValueError where of two values under one key the first would get lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return value
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
     """Write a `.npy` file whole."""
     import numpy as np  # here, since `--help` needs this module but no arrays
 
+    content = io.BytesIO()  # into a file numpy writes on its own, and what it says of a full disk is vague
+    np.save(content, array, allow_pickle=False)
     with write_whole(path) as temporary:
-        np.save(temporary, array, allow_pickle=False)
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_array(path: str | Path) -> np.ndarray:
-    """Read a `.npy` file; one that would run code (a pickle) is refused.
+    """Read a `.npy` file of numbers; one that would run code (a pickle) is refused.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, or no plain numpy array.
+        The file is missing, truncated, or no plain array of numbers.
     """
     import numpy as np
 
+    unusable = f"{path}: is cut short, damaged or no plain array of numbers; run preprocessing.py again"
     try:
-        array = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            if file.read(len(ARRAY_MAGIC)) != ARRAY_MAGIC:
+                raise UserError(unusable)
+        # Mapped before it is read: a header that promises more than there is in the file is refused at once.
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); run preprocessing.py again") from error
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: is not a plain numpy array; run preprocessing.py again") from error
-    if not isinstance(array, np.ndarray):  # an .npz archive under the name of an array
-        raise UserError(f"{path}: holds several arrays, one is expected; run preprocessing.py again")
-    return array
+    except Exception as error:
+        # numpy meets damage in many ways: ValueError, TypeError, OverflowError, RecursionError, ...
+        raise UserError(unusable) from error
+    if mapped.dtype.kind not in "biufc":
+        raise UserError(unusable)
+    return np.array(mapped)
 
 
 def digest(path: str | Path) -> str:

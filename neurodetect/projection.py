@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from neurodetect.regions import read_regions, regions_to_mask, write_regions
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
 FRAMES_IN_32_BITS = 2**16  #: whose sum fits, whatever their 16-bit pixels
+LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 
 
 def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -84,9 +86,9 @@ def clip_bright(image: np.ndarray, deviations: float = CLIP_DEVIATIONS) -> np.nd
         Of the image's dtype if it is a float type, otherwise float64.
     """
     image = np.asarray(image)
-    return np.minimum(image, image.mean(dtype=np.float64) + deviations * image.std(dtype=np.float64)).astype(
-        image.dtype if image.dtype.kind == "f" else np.float64
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused when it is written
+        limit = image.mean(dtype=np.float64) + deviations * image.std(dtype=np.float64)
+        return np.minimum(image, limit).astype(image.dtype if image.dtype.kind == "f" else np.float64)
 
 
 def standardize(image: np.ndarray) -> np.ndarray:
@@ -155,10 +157,15 @@ def write_prepared(
     Raises
     ------
     UserError
-        The image is constant, so that no neuron can be told in it, or a file cannot be written.
+        The image is constant, so that no neuron can be told in it, or has values beyond float32; the name
+        is no name for files; or a file cannot be written.
     """
     folder = Path(folder)
-    image = np.asarray(image, np.float32)
+    require_name(name)
+    with np.errstate(over="ignore"):
+        image = np.asarray(image, np.float32)
+    if not np.isfinite(image).all():
+        raise UserError(f"{name}: the mean image has values beyond float32; divide the frames by a constant")
     if image.min() == image.max():
         raise UserError(
             f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
@@ -178,6 +185,23 @@ def write_prepared(
         info_file.unlink(missing_ok=True)
     # Last: without it the others do not count.
     write_array(folder / f"X_{name}.npy", image)
+
+
+def require_name(name: str) -> None:
+    """Refuse a recording's name that the files made of it could not have.
+
+    Raises
+    ------
+    UserError
+        It is too long, or not text: a file system of the Latin-1 days.
+    """
+    length = len(os.fsencode(name))
+    if length > LONGEST_NAME:
+        raise UserError(f"{name}: is a name of {length} bytes, {LONGEST_NAME} are possible; shorten it")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{ascii(name)}: is a name that is not UTF-8; rename the recording") from error
 
 
 def prepared_names(folder: str | Path) -> list[str]:
@@ -204,17 +228,20 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
     Raises
     ------
     UserError
-        A file is unreadable, or the files do not fit together.
+        A file is unreadable, the files do not fit together, or the name is no name for files.
     """
     folder = Path(folder)
+    require_name(name)
     image_file, mask_file = folder / f"X_{name}.npy", folder / f"y_{name}.npy"
     regions_file, info_file = folder / f"regions_{name}.json", folder / f"info_{name}.json"
     again = "run preprocessing.py again"
     image = read_array(image_file)
     if image.ndim != 2 or not image.size or image.dtype.kind not in "iuf":
         raise UserError(f"{image_file}: is no (H, W) image of numbers; {again}")
+    with np.errstate(over="ignore"):
+        image = image.astype(np.float32, order="C")
     if not np.isfinite(image).all():
-        raise UserError(f"{image_file}: has NaN or infinite pixels; {again}")
+        raise UserError(f"{image_file}: has pixels that are NaN, infinite or beyond float32; {again}")
     if image.min() == image.max():
         raise UserError(f"{image_file}: is constant, there is nothing to see in it; remove it")
     mask = regions = None
@@ -227,9 +254,13 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
         if not regions_file.exists():
             raise UserError(f"{regions_file}: is missing beside {mask_file.name}; {again}")
         regions = read_regions(regions_file, image.shape)
+        # A killed run leaves them so: the network would learn from the one and be scored with the other.
+        if not np.array_equal(mask, regions_to_mask(regions, image.shape)):
+            raise UserError(f"{mask_file}: does not show the neurons of {regions_file.name}; {again}")
+        mask = mask.astype(np.uint8, order="C")
     info = read_json(info_file) if info_file.exists() else {}
     pixels_per_micron = positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
-    return Prepared(name, image.astype(np.float32), mask, regions, pixels_per_micron)
+    return Prepared(name, image, mask, regions, pixels_per_micron)
 
 
 def read_folder(folder: str | Path) -> list[Prepared]:

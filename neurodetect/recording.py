@@ -1,28 +1,30 @@
-"""A recording on disk: its frames one by one, its labelled neurons, what is known of it."""
+"""A recording on disk: its frames one by one, its labelled neurons, what is known of it.
+
+A recording is one of these:
+
+- a neurofinder folder: frames in `images/*.tiff`, optional `info.json`;
+- a folder of TIFF files;
+- one TIFF file (also BigTIFF, an ImageJ hyperstack), HDF5 file (`.h5`, `.hdf5`) or NWB file (`.nwb`).
+
+Its labels, if it has any, are one file: `regions.json`, ImageJ ROIs (`.zip` of the ROI Manager, or one
+`.roi`) or a label image (`.tif`, `.tiff` or `.png`; 0 outside, each neuron a number of its own). For a folder
+it lies in `regions/` under any name (JSON as `regions.json`); for a file `movie.tif` it lies beside it as
+`movie.regions.json`, `movie.regions.zip` and so on. See `neurodetect.labels`.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from neurodetect.files import UserError, natural_key, read_json, reason
-from neurodetect.regions import read_regions
-
-TIFF_SUFFIXES = (".tif", ".tiff")
-LARGEST_FRAME = 2**28  #: pixels; no microscope makes more, but a damaged header may promise more
-
-# What tifffile has to say of a broken file reaches the user as our one line, not beside it.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+from neurodetect.frames import HDF5_SUFFIXES, TIFF_SUFFIXES, Hdf5Frames, TiffFrames
+from neurodetect.labels import LABEL_SUFFIXES, read_labels
 
 
 class Recording:
@@ -33,9 +35,9 @@ class Recording:
     Attributes
     ----------
     name : str
-        The folder's name, or the stack's without its suffix.
+        The folder's name, or the file's without its suffix.
     path : Path
-        The folder or the stack.
+        The folder or the file.
     shape : (int, int)
         (H, W) of every frame, pixels.
     dtype : numpy.dtype
@@ -46,18 +48,16 @@ class Recording:
         What `info.json` says; empty without one.
     """
 
-    def __init__(self, path: Path, files: list[Path], labels: Path | None, info: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, frames: TiffFrames | Hdf5Frames, labels: Path | None, info: dict[str, Any]
+    ) -> None:
         self.path = path
         self.name = path.name if path.is_dir() else path.stem
         self.info = info
-        self._files = files
-        self._ends: list[int] | None = None
-        with open_tiff(files[0]) as tiff:
-            refuse_channels(tiff, files[0])
-            first = read_page(tiff, files[0], 0)
-        self.shape: tuple[int, int] = first.shape
-        self.dtype: np.dtype = first.dtype
-        self.regions = read_regions(labels, self.shape) if labels is not None else None
+        self._frames = frames
+        self.shape: tuple[int, int] = frames.shape
+        self.dtype: np.dtype = frames.dtype
+        self.regions = read_labels(labels, self.shape) if labels is not None else None
 
     @property
     def pixels_per_micron(self) -> float | None:
@@ -66,18 +66,18 @@ class Recording:
 
     @property
     def rate_hz(self) -> float | None:
-        """Frames a second; None when `info.json` does not say."""
-        return positive_number(self.info.get("rate-hz"))
+        """Frames a second; None when neither `info.json` nor an NWB file says."""
+        return positive_number(self.info.get("rate-hz", self._frames.rate_hz))
 
     def __len__(self) -> int:
         """Number of frames. The first call looks into every file."""
-        return self._file_ends()[-1]
+        return len(self._frames)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames()
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Every frame in order, one in memory at a time.
+        """Every frame in order; a few are in memory at a time, however long the recording.
 
         Yields
         ------
@@ -87,44 +87,14 @@ class Recording:
         Raises
         ------
         UserError
-            A file is unreadable, truncated or no TIFF, or a frame has another shape or type than the
-            first, or is not finite.
+            A file is unreadable, truncated or of another format, or a frame has another shape or type
+            than the first, or is not finite.
         """
-        for path in self._files:
-            with open_tiff(path) as tiff:
-                for page in range(count_pages(tiff)):
-                    yield self._checked(read_page(tiff, path, page), path, page)
+        return iter(self._frames)
 
     def frame(self, index: int) -> np.ndarray:
         """One frame by its number, from 0: (H, W). Raises as `frames` does."""
-        ends = self._file_ends()
-        if not 0 <= index < ends[-1]:
-            raise IndexError(f"frame {index} of {ends[-1]}")
-        number = bisect_right(ends, index)
-        page = index - (ends[number - 1] if number else 0)
-        path = self._files[number]
-        with open_tiff(path) as tiff:
-            return self._checked(read_page(tiff, path, page), path, page)
-
-    def _file_ends(self) -> list[int]:
-        """Number of frames up to the end of each file."""
-        if self._ends is None:
-            counts = []
-            for path in self._files:
-                with open_tiff(path) as tiff:
-                    counts.append(count_pages(tiff))
-            self._ends = list(accumulate(counts))
-        return self._ends
-
-    def _checked(self, frame: np.ndarray, path: Path, page: int) -> np.ndarray:
-        if frame.shape != self.shape or frame.dtype != self.dtype:
-            raise UserError(
-                f"{path}: frame {page} is {describe(frame.shape, frame.dtype)}, but the recording began "
-                f"with {describe(self.shape, self.dtype)}; a recording has frames of one kind"
-            )
-        if frame.dtype.kind == "f" and not np.isfinite(frame).all():
-            raise UserError(f"{path}: frame {page} has NaN or infinite pixels; mend or remove the frame")
-        return frame
+        return self._frames.frame(index)
 
 
 def open_recording(path: str | Path) -> Recording:
@@ -133,8 +103,7 @@ def open_recording(path: str | Path) -> Recording:
     Parameters
     ----------
     path : str or Path
-        A neurofinder folder (`images/*.tiff`, optional `regions/regions.json` and `info.json`), a folder
-        of TIFF files, or one TIFF stack.
+        Any of the kinds that this module names.
 
     Returns
     -------
@@ -143,28 +112,54 @@ def open_recording(path: str | Path) -> Recording:
     Raises
     ------
     UserError
-        There is no such thing, it holds no frames, or its first frame, labels or info are unreadable.
+        There is no such thing, it holds no frames, its first frame, labels or info are unreadable, or
+        it has labels twice.
     """
     path = Path(os.path.abspath(path))  # so that `.` has a name
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; check the path")
     if not path.is_dir():
-        return Recording(path, [path], labels=None, info={})
+        kind = Hdf5Frames(path) if path.suffix.lower() in HDF5_SUFFIXES else TiffFrames([path])
+        beside = [path.with_name(f"{path.stem}.regions{suffix}") for suffix in LABEL_SUFFIXES]
+        return Recording(path, kind, the_labels([file for file in beside if file.exists()]), info={})
     images = path / "images" if (path / "images").is_dir() else path
-    try:
-        # A leading dot marks what macOS leaves beside the files it copies.
-        names = [n for n in os.listdir(images) if n.lower().endswith(TIFF_SUFFIXES) and n[0] != "."]
-    except OSError as error:
-        raise UserError(f"{images}: cannot be read ({reason(error)}); check its permissions") from error
-    if not names:
+    files = [file for file in visible_files(images) if is_frame_file(file)]
+    if not files:
         raise UserError(f"{path}: holds no frames; images/*.tiff or a TIFF stack is expected")
-    files = [images / name for name in sorted(names, key=natural_key)]
-    labels = path / "regions" / "regions.json"
+    regions = visible_files(path / "regions") if (path / "regions").is_dir() else []
+    labels = the_labels([file for file in regions if is_label_file(file)])
     info_file = path / "info.json"
     info = read_json(info_file) if info_file.exists() else {}
     if not isinstance(info, dict):
         raise UserError(f"{info_file}: is not a JSON object; mend or remove it")
-    return Recording(path, files, labels if labels.exists() else None, info)
+    return Recording(path, TiffFrames(files), labels, info)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files of a folder in natural order, without hidden ones: macOS leaves some beside its copies."""
+    try:
+        names = [name for name in os.listdir(folder) if name[0] != "."]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({reason(error)}); check its permissions") from error
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def is_frame_file(file: Path) -> bool:
+    """A TIFF file, but not the label image of one beside it."""
+    return file.suffix.lower() in TIFF_SUFFIXES and not file.stem.endswith(".regions")
+
+
+def is_label_file(file: Path) -> bool:
+    """`regions.json`, or any file of the other kinds of labels."""
+    return file.name == "regions.json" or file.suffix.lower() in set(LABEL_SUFFIXES) - {".json"}
+
+
+def the_labels(files: list[Path]) -> Path | None:
+    """The one file of labels, or None."""
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise UserError(f"{files[0].parent}: has labels more than once, {names}; keep one of them")
+    return files[0] if files else None
 
 
 def positive_number(value: Any) -> float | None:
@@ -172,80 +167,3 @@ def positive_number(value: Any) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
     return None
-
-
-def describe(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """A frame's kind in words, e.g. "512 x 512 uint16"."""
-    return f"{' x '.join(map(str, shape))} {dtype.name}"
-
-
-# TIFF files from strangers
-
-
-@contextmanager
-def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
-    """Open a TIFF file; whatever is wrong with it, then or while it is read, is a UserError."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            yield tiff
-    except (UserError, MemoryError):
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
-    except Exception as error:
-        # tifffile meets damage in many ways: TiffFileError, struct.error, ValueError, KeyError, ...
-        raise UserError(f"{path}: cannot be read as TIFF ({error}); copy or export it again") from error
-
-
-def refuse_channels(tiff: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a movie of several channels: a mean over its pages would mix the colours.
-
-    Where nothing but "channels" is many they are taken for frames: tifffile calls them so in an ImageJ
-    file when it is not told what they are.
-    """
-    images = channels = 1
-    if tiff.is_imagej:
-        channels, images = (tiff.imagej_metadata.get(key, 1) for key in ("channels", "images"))
-    elif tiff.is_ome:
-        channels = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True)).get("C", 1)
-        images = len(tiff.pages)
-    if 1 < channels < images:
-        raise UserError(f"{path}: has {channels} channels; export the one that shows the neurons")
-
-
-def count_pages(tiff: tifffile.TiffFile) -> int:
-    """Number of frames in a TIFF file."""
-    pages = len(tiff.pages)
-    # One header may describe the first of many frames that follow each other: ImageJ does this above
-    # 4 GB, tifffile on request. Both say so in the description.
-    if pages == 1 and tiff.is_imagej:
-        return max(1, int(tiff.imagej_metadata.get("images", 1)))
-    if pages == 1 and tiff.is_shaped:
-        return max(1, tiff.series[0].size // max(tiff.pages[0].size, 1))
-    return pages
-
-
-def read_page(tiff: tifffile.TiffFile, path: Path, index: int) -> np.ndarray:
-    """One frame of a TIFF file: (H, W), in the machine's byte order."""
-    single = not tiff.pages.is_multipage  # one header for all frames, see `count_pages`
-    page = tiff.pages[0 if single else index]
-    if page.dtype is None or page.dtype.kind not in "iuf":
-        raise UserError(f"{path}: frame {index} is neither integer nor float; export it as grey values")
-    if len(page.shape) != 2 or not page.size:
-        raise UserError(
-            f"{path}: frame {index} is {describe(page.shape, page.dtype)}; "
-            "a frame is a two-dimensional grey image, not RGB: export one channel"
-        )
-    if page.size > LARGEST_FRAME:
-        raise UserError(f"{path}: frame {index} claims {page.size} pixels; the file is damaged")
-    skip = index * page.nbytes if single else 0
-    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-    if max(ends, default=0) + skip > tiff.filehandle.size:
-        raise UserError(f"{path}: is cut short in frame {index}; copy or export it again")
-    if skip:
-        tiff.filehandle.seek(page.dataoffsets[0] + skip)
-        frame = tiff.filehandle.read_array(page.dtype.newbyteorder(tiff.byteorder), page.size)
-        frame = frame.reshape(page.shape)
-    else:
-        frame = page.asarray()
-    return frame.astype(frame.dtype.newbyteorder("="), copy=False)

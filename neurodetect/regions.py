@@ -21,11 +21,18 @@ SMALLEST_AREA = 20  #: pixels; what is smaller is a crumb of the rounding, not a
 SPLIT_SMOOTHING = 1.0  #: pixels, standard deviation of the Gaussian that smooths the distance transform
 SPLIT_DISTANCE = 3  #: pixels, smallest distance between two cells' middles
 METHODS = ("watershed", "connected")
+MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
+NAMES_SHOWN = 5  #: recordings that an error names; a file may have thousands
 
 
 def unique_pixels(region: np.ndarray) -> np.ndarray:
     """A neuron's pixels in row-major order, each once: (n, 2) to (m, 2)."""
-    return np.unique(np.asarray(region), axis=0)
+    region = np.asarray(region)
+    region = region[np.lexsort((region[:, 1], region[:, 0]))]
+    # Not np.unique(axis=0), which takes four times as long.
+    first = np.ones(len(region), bool)
+    first[1:] = (region[1:] != region[:-1]).any(axis=1)
+    return region[first]
 
 
 # From a probability map
@@ -94,6 +101,12 @@ def split_touching(mask: np.ndarray) -> np.ndarray:
     return watershed(-distance, markers, mask=mask)
 
 
+def mean_probability(probability: np.ndarray, regions: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of a probability map over the pixels of each neuron: (H, W) to float64 (number of neurons,)."""
+    means = [probability[region[:, 0], region[:, 1]].mean(dtype=np.float64) for region in regions]
+    return np.array(means, np.float64)
+
+
 # To and from masks
 
 
@@ -156,22 +169,28 @@ def read_regions(path: str | Path, shape: tuple[int, int] | None = None) -> list
 def parse_regions(value: Any, shape: tuple[int, int] | None, source: str) -> list[np.ndarray]:
     """Neurons of the parsed JSON of a regions file; `source` names it in errors. See `read_regions`."""
     if not isinstance(value, list):
-        raise UserError(f'{source}: a list of {{"coordinates": [[row, column], ...]}} is expected')
+        raise UserError(
+            f'{source}: is no list of {{"coordinates": [[row, column], ...]}}; is it the right file?'
+        )
+    if len(value) > MOST_NEURONS:
+        raise UserError(f"{source}: has {len(value)} neurons, more than any recording; is it the right file?")
     return [parse_region(entry, shape, f"{source}: neuron {index}") for index, entry in enumerate(value)]
 
 
 def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.ndarray:
     """One neuron of parsed JSON. See `read_regions`."""
     if not isinstance(entry, dict) or "coordinates" not in entry:
-        raise UserError(f'{source} has no "coordinates": [[row, column], ...]')
+        raise UserError(f'{source} has no "coordinates": [[row, column], ...]; export the labels again')
     try:
         coordinates = np.array(entry["coordinates"], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{source} has coordinates that are not pairs of numbers") from None
+        raise UserError(
+            f"{source} has coordinates that are not pairs of numbers; export the labels again"
+        ) from None
     if coordinates.size == 0:
         raise UserError(f"{source} has no pixels; remove it from the file")
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
-        raise UserError(f"{source} has coordinates that are not [row, column] pairs")
+        raise UserError(f"{source} has coordinates that are not [row, column] pairs; export the labels again")
     limit = np.asarray(shape if shape is not None else (2**31, 2**31))
     wrong = ~((coordinates >= 0) & (coordinates < limit) & (coordinates == np.floor(coordinates))).all(axis=1)
     if wrong.any():
@@ -179,7 +198,7 @@ def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.n
         frame = f" of {shape[0]} rows and {shape[1]} columns" if shape is not None else ""
         raise UserError(
             f"{source} has pixel [{row:g}, {column:g}], which is no pixel of the image{frame}; "
-            "coordinates are whole numbers, [row, column], from 0"
+            "coordinates are whole numbers, [row, column], from 0: are they of this recording?"
         )
     return unique_pixels(coordinates.astype(np.int64))
 
@@ -191,7 +210,7 @@ def regions_as_json(regions: Sequence[np.ndarray]) -> list[dict[str, list]]:
 
 def write_regions(path: str | Path, regions: Sequence[np.ndarray]) -> None:
     """Write a neurofinder `regions.json`."""
-    write_json(path, regions_as_json(regions))
+    write_json(path, regions_as_json(regions), indent=None)
 
 
 # The submission
@@ -216,7 +235,7 @@ def write_submission(path: str | Path, found: Mapping[str, Sequence[np.ndarray]]
         {"dataset": dataset_name(name), "regions": regions_as_json(regions)}
         for name, regions in found.items()
     ]
-    write_json(path, value)
+    write_json(path, value, indent=None)
 
 
 def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list[np.ndarray]:
@@ -239,14 +258,21 @@ def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list
     Raises
     ------
     UserError
-        The file is missing or malformed, or has no entry for the recording.
+        The file is missing or malformed, or has no entry for the recording, or two.
     """
     value = read_json(path)
     entries = value if isinstance(value, list) else [None]
-    if not all(isinstance(e, dict) and isinstance(e.get("dataset"), str) and "regions" in e for e in entries):
-        raise UserError(f'{path}: a list of {{"dataset": name, "regions": [...]}} is expected')
-    datasets = {entry["dataset"]: entry["regions"] for entry in entries}
+    good = [isinstance(e, dict) and isinstance(e.get("dataset"), str) and "regions" in e for e in entries]
+    if not good or not all(good):
+        raise UserError(f'{path}: is no list of {{"dataset": name, "regions": [...]}}; is it the right file?')
     wanted = dataset_name(name)
-    if wanted not in datasets:
-        raise UserError(f"{path}: has no neurons of {wanted}, only of {', '.join(datasets) or 'none at all'}")
-    return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")
+    names = [dataset_name(entry["dataset"]) for entry in entries]
+    if wanted not in names:
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        raise UserError(
+            f"{path}: has no neurons of {wanted}, only of {', '.join(names[:NAMES_SHOWN])}{more}; "
+            "run conv2d_predict.py on it, or rename one of the two"
+        )
+    if names.count(wanted) > 1:
+        raise UserError(f"{path}: has {wanted} {names.count(wanted)} times; remove all but one")
+    return parse_regions(entries[names.index(wanted)]["regions"], shape, source=f"{path}: {wanted}")

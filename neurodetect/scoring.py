@@ -1,8 +1,19 @@
-"""How good are the found neurons: neurofinder's scores, F1 at IoU 0.5 and the pixel error."""
+"""How good are found neurons, by the scores of the neurofinder challenge.
+
+python -m neurodetect.scoring TRUTH ESTIMATE compares any program's neurons with labelled ones:
+recall, precision, combined, inclusion and exclusion as the challenge has them, and F1 at an
+intersection over union of 0.5.
+
+TRUTH is the labels of one recording (a neurofinder regions.json, ImageJ ROIs or a label image), or a
+folder: of recordings (NAME/regions/regions.json), one recording, or what preprocessing.py wrote.
+ESTIMATE is a submission.json, or neurons of one recording in any of the forms of TRUTH's labels.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from scipy.spatial.distance import cdist
 
-from neurodetect.regions import unique_pixels
+from neurodetect.files import UserError, read_json
+from neurodetect.labels import read_labels
+from neurodetect.regions import dataset_name, parse_regions, unique_pixels
 
 THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
 THRESHOLD_PIXELS = 5.0  #: the same where nobody knows the size of a pixel
@@ -154,7 +167,12 @@ def pixel_error(probability: np.ndarray, mask: np.ndarray) -> float:
 
 # The table
 
-MEASURES = ("pixel_error", "recall", "precision", "combined", "inclusion", "exclusion", "f1_iou50")
+HEADS = {
+    "pixel_error": "pixel err",
+    **{name: name for name in Score._fields},
+    "f1_iou50": "F1 IoU.5",
+}
+MEASURES = tuple(HEADS)
 
 
 def evaluate(
@@ -181,8 +199,14 @@ def evaluate(
         The MEASURES, "true" and "found" (numbers of neurons) and "threshold" (pixels).
     """
     threshold = match_threshold(pixels_per_micron)
+    return {"pixel_error": pixel_error(probability, mask), **compare(truth, found, threshold)}
+
+
+def compare(
+    truth: Sequence[np.ndarray], found: Sequence[np.ndarray], threshold: float = THRESHOLD_PIXELS
+) -> dict[str, float]:
+    """What `evaluate` says, without the pixel error: every measure that needs the neurons only."""
     return {
-        "pixel_error": pixel_error(probability, mask),
         **score(truth, found, threshold)._asdict(),
         "f1_iou50": f1_at_iou(truth, found),
         "true": len(truth),
@@ -192,8 +216,8 @@ def evaluate(
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation of each of the MEASURES, and of the numbers of neurons."""
-    keys = (*MEASURES, "true", "found")
+    """Mean and sample standard deviation of the measures that the rows have and of the neurons' numbers."""
+    keys = [key for key in (*MEASURES, "true", "found") if key in rows[0]]
     return {
         "mean": {key: float(np.mean([row[key] for row in rows])) for key in keys},
         # One recording has no spread to estimate.
@@ -202,18 +226,156 @@ def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
-    """The measures of each recording as text, one line each, mean and standard deviation of several last."""
+    """The measures that the rows have as text, one line each, mean and standard deviation of several last."""
+    measures = [key for key in MEASURES if key in rows[0]]
     width = max(len(name) for name in (*names, "recording"))
-    heads = ("pixel err", "recall", "precision", "combined", "inclusion", "exclusion", "F1 IoU.5")
 
     def line(name: str, row: dict[str, float], count: str) -> str:
-        measures = " ".join(f"{row[key]:9.3f}" for key in MEASURES)
-        return f"{name:{width}} {measures} {row['true']:{count}} {row['found']:{count}}"
+        values = " ".join(f"{row[key]:9.3f}" for key in measures)
+        return f"{name:{width}} {values} {row['true']:{count}} {row['found']:{count}}"
 
     lines = [
-        f"{'recording':{width}} {' '.join(f'{head:>9}' for head in heads)}    true   found",
+        f"{'recording':{width}} {' '.join(f'{HEADS[key]:>9}' for key in measures)}    true   found",
         *(line(name, row, "7d") for name, row in zip(names, rows, strict=True)),
     ]
     if len(rows) > 1:
         lines += [line(name, row, "7.1f") for name, row in summarize(rows).items()]
     return "\n".join(lines)
+
+
+# python -m neurodetect.scoring
+
+
+class Truth(NamedTuple):
+    """The labels of one recording, and the file that has its scale if it exists."""
+
+    labels: Path
+    info: Path
+
+
+def find_truths(path: str | Path) -> dict[str, Truth]:
+    """The labelled recordings of a file or folder by the challenge's names of them, in natural order.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of labels, a recording with `regions/`, a folder of such recordings, or one with the
+        `regions_NAME.json` of prepared recordings.
+
+    Raises
+    ------
+    UserError
+        There are none, or the same name is there twice.
+    """
+    from neurodetect.recording import is_label_file, the_labels, visible_files
+
+    path = Path(os.path.abspath(path))  # so that `.` has a name
+    files: list[Path] = [path]
+    if path.is_dir():
+        entries = visible_files(path)
+        files = [e for e in entries if e.name.startswith("regions_") and e.suffix == ".json"]
+        for recording in (path, *entries):
+            if (recording / "regions").is_dir():
+                labels = the_labels([f for f in visible_files(recording / "regions") if is_label_file(f)])
+                files += [labels] if labels is not None else []
+    truths: dict[str, Truth] = {}
+    for file in files:
+        if file.parent.name == "regions":
+            name, info = file.parent.parent.name, file.parent.parent / "info.json"
+        else:
+            name = file.stem.removeprefix("regions_")
+            info = file.with_name(f"info_{name}.json")
+        name = dataset_name(name)
+        if name in truths:
+            raise UserError(f"{path}: has {name} twice, {truths[name].labels} and {file}; keep one of them")
+        truths[name] = Truth(file, info)
+    if not truths:
+        raise UserError(f"{path}: holds no labels; expected are NAME/regions/ or regions_NAME.json")
+    return truths
+
+
+def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.ndarray]:
+    """Found neurons: of each recording of a `submission.json` by its name, or of another file's only one.
+
+    Raises
+    ------
+    UserError
+        The file is missing or malformed, or a submission has a recording twice.
+    """
+    value = read_json(path) if Path(path).suffix.lower() == ".json" else None
+    if not isinstance(value, list) or not any(isinstance(e, dict) and "dataset" in e for e in value):
+        return read_labels(path)
+    found: dict[str, list[np.ndarray]] = {}
+    for entry in value:
+        if not isinstance(entry, dict) or not isinstance(entry.get("dataset"), str) or "regions" not in entry:
+            raise UserError(f'{path}: a list of {{"dataset": name, "regions": [...]}} is expected')
+        name = dataset_name(entry["dataset"])
+        if name in found:
+            raise UserError(f"{path}: has {name} twice; remove one of them")
+        found[name] = parse_regions(entry["regions"], None, source=f"{path}: {name}")
+    return found
+
+
+def read_scale(info_file: Path) -> float | None:
+    """Pixels per micrometre that an `info.json` gives, None where there is none."""
+    from neurodetect.recording import positive_number
+
+    info = read_json(info_file) if info_file.exists() else {}
+    return positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
+
+
+def main() -> None:
+    from neurodetect import console
+
+    parser = console.Parser(
+        __doc__,
+        "python -m neurodetect.scoring train submission.json\n"
+        "  python -m neurodetect.scoring neurofinder.00.00/regions/regions.json RoiSet.zip --threshold 5",
+    )
+    parser.prog = "python -m neurodetect.scoring"
+    parser.add_argument("truth", metavar="TRUTH", help="labels of one recording, or a folder of them")
+    parser.add_argument("estimate", metavar="ESTIMATE", help="submission.json, or neurons of one recording")
+    parser.add_argument(
+        "--threshold",
+        type=console.number_in(float, 0),
+        metavar="PX",
+        help="centres less than this apart are the same neuron (default: 5 µm in whole pixels where the "
+        "recording's scale is known, 5 px elsewhere)",
+    )
+    args = parser.parse_args()
+
+    truths, found = find_truths(args.truth), read_estimate(args.estimate)
+    if isinstance(found, list) or (len(found) == 1 and not os.path.isdir(args.truth)):
+        if len(truths) > 1:
+            raise UserError(
+                f"{args.estimate}: holds one recording without its name, but {args.truth} has {len(truths)}; "
+                "give the labels of that recording as TRUTH"
+            )
+        # One against one: whatever they are called, they are meant.
+        found = {name: found if isinstance(found, list) else next(iter(found.values())) for name in truths}
+    if not found.keys() & truths.keys():
+        raise UserError(
+            f"{args.estimate}: has none of the recordings of {args.truth} ({', '.join(truths)}); "
+            f"it has {', '.join(found)}"
+        )
+    for name in sorted(found.keys() - truths.keys()):
+        console.warn(f"{name} has no labels in {args.truth} and is left out")
+
+    rows = {}
+    for name, truth in truths.items():
+        if name not in found:
+            console.warn(f"{name} is not in {args.estimate}: counted as nothing found")
+        threshold = args.threshold
+        if threshold is None:
+            threshold = match_threshold(read_scale(truth.info))
+        rows[name] = compare(read_labels(truth.labels), found.get(name, []), threshold)
+    console.say(table(list(rows.values()), list(rows)), level=0)
+    for threshold in sorted({row["threshold"] for row in rows.values()}):
+        names = ", ".join(name for name, row in rows.items() if row["threshold"] == threshold)
+        console.say(f"Centres less than {threshold:g} px apart are the same neuron in {names}.")
+
+
+if __name__ == "__main__":
+    from neurodetect import console
+
+    console.run(main)

@@ -46,8 +46,9 @@ from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
 from neurodetect.training import arithmetic, choose_precision
 
-BLOCK_SIDE = 48  #: side of a block of windows where the caller does not say
-BATCH = 512  #: windows at a time in corners and dense layers
+# A processor's caches want little at a time, a GPU's thousands of cores much.
+BLOCK_SIDE = {"cpu": 48, "cuda": 192}  #: side of a block of windows where the caller does not say
+BATCH = {"cpu": 512, "cuda": 8192}  #: windows at a time in corners and dense layers
 LOW, HIGH, MIDDLE, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
 
 
@@ -150,7 +151,7 @@ def probability_map(
     padded = _pad(image, device)
     network = _SharingNetwork(network, getattr(torch, choose_precision(precision, device)))
     blocks = list(product(*(window_runs(length, stride) for length in image.shape)))
-    limit = (block_side or BLOCK_SIDE) ** 2
+    limit = (block_side or BLOCK_SIDE[device.type]) ** 2
     total, count = torch.zeros_like(padded), torch.zeros_like(padded)
     bar = progress_bar(
         description=description or "",
@@ -246,7 +247,7 @@ class _SharingNetwork:
         for layer in self.layers:
             zones.append(zones[-1].next(layer))
         probabilities = padded.new_empty(len(rows), len(columns), TARGET, TARGET)
-        step = min(max(1, BATCH // len(columns)), len(rows))
+        step = min(max(1, BATCH[padded.device.type] // len(columns)), len(rows))
         cells, maps = zones[-1].cells, zones[-1].middle.shape[-1]
         buffer = seen.new_empty(step, len(columns), cells, cells, maps)
         for first in range(0, len(rows), step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -94,6 +95,13 @@ def test_cross_validation(lab, run_command):
     assert content["mean"]["combined"] == pytest.approx(np.mean(combined))
     assert content["std"]["combined"] == pytest.approx(np.std(combined, ddof=1))
     assert content["settings"]["iterations"] == 3 and content["settings"]["versions"]["torch"]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (lab / "train").iterdir()}
+    assert content["inputs"] == {name: value for name, value in digests.items() if not name.endswith(".png")}
+    for kind in ("training", "scores"):
+        assert (lab / f"crossvalidation.{kind}.png").read_bytes().startswith(b"\x89PNG")
+    page = (lab / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in TRAINING) and "held out in fold 2" in page
+    assert not list(lab.glob("*.unfinished"))
     lines = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
     table = lines[lines.index("recording") :]
     assert table[1:5] == [*TRAINING[::-1], "mean", "std"]
@@ -111,6 +119,33 @@ def test_prediction(lab, predicted):
     for name in ("neurofinder.00.00.test", "stack"):
         assert (lab / f"submission_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "recall" not in predicted.stdout  # no labels, no score
+    assert "Next: " in predicted.stdout
+    log = json.loads((lab / "submission.log.json").read_text())
+    assert log["settings"]["seed"] == 0 and log["trained on"]["recordings"] == list(TRAINING[::-1])
+    image = lab / "train" / f"X_{TRAINING[0]}.npy"
+    assert log["inputs"]["training"][image.name] == hashlib.sha256(image.read_bytes()).hexdigest()
+    assert "stack" in (lab / "report.html").read_text(encoding="utf-8")
+    assert not list(lab.glob("*.unfinished"))
+
+
+def test_neurons_for_other_programs(lab, predicted, run_command, tmp_path):
+    weights = ("--model", lab / "model.pt", "--stride", 10, "--device", "cpu")
+    result = run_command(
+        *("conv2d_predict.py", lab / "test", *weights, "--export", "labels,csv,imagej,suite2p", "--quiet"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0 and result.stdout == "", result.stderr
+    (entry,) = (e for e in json.loads((tmp_path / "submission.json").read_text()) if e["dataset"] == "stack")
+    labels = tifffile.imread(tmp_path / "submission_stack_labels.tif")
+    assert labels.max() == len(entry["regions"])
+    for number, region in enumerate(entry["regions"], start=1):
+        assert np.argwhere(labels == number).tolist() == region["coordinates"]
+    rows = (tmp_path / "submission_stack.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(entry["regions"])
+    assert (tmp_path / "submission_stack_rois.zip").exists()
+    assert (tmp_path / "submission_stack_suite2p" / "stat.npy").exists()
+    verbose = run_command("conv2d_predict.py", lab / "test", *weights, "--verbose", cwd=tmp_path)
+    assert verbose.returncode == 0 and "torch: " in verbose.stdout and verbose.stdout.startswith("[")
 
 
 def test_saved_weights_and_the_same_seed_give_the_same_submission(lab, predicted, run_command, tmp_path):
@@ -175,6 +210,7 @@ def test_the_movie_of_a_submission(lab, predicted, run_command, tmp_path):
         (["conv2d_predict.py", "test", "train"], ["labels"]),
         (["conv2d_predict.py", "train", "empty"], ["empty"]),
         (["conv2d_predict.py", "test"], ["--model"]),
+        (["conv2d_predict.py", "train", "test", "--export", "csv,excel"], ["excel", "imagej"]),
         (["conv2d_predict.py", "test", "--model", "nowhere.pt"], ["nowhere.pt"]),
         (["conv2d_predict.py", "test", "--model", "a_file"], ["a_file", "weights"]),
         (["conv2d_predict.py", "train", "test", "--output", "a_file/s.json"], ["a_file"]),
@@ -214,9 +250,10 @@ def test_ctrl_c_ends_in_one_line_and_130(lab, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "conv2d_predict.py: stopped"
+    assert errors.strip().splitlines()[-1].startswith("conv2d_predict.py: stopped")
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    # Nothing, or what --resume goes on from, if the training had begun.
+    assert {path.name for path in tmp_path.rglob("*")} <= {"submission.unfinished", "run.json", "training.pt"}
 
 
 @pytest.mark.parametrize(

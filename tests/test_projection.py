@@ -38,11 +38,31 @@ def test_sums_of_integers_are_exact():
     assert np.all(mean_projection(np.full((7, 2, 3), -(2**31), np.int32)) == -(2**31))
 
 
-def test_no_frames_and_frames_of_two_shapes():
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("extreme", ["min", "max"])
+def test_long_movies_of_short_numbers_do_not_overflow(dtype, extreme):
+    # Their sums are kept in 32 bits for 65,536 frames at a time.
+    value = getattr(np.iinfo(dtype), extreme)
+    frame = np.full((1, 2), value, dtype)
+    for count in (2**16 - 1, 2**16, 2**16 + 1, 2**17 + 3):
+        assert np.all(mean_projection(frame for _ in range(count)) == value)
+
+
+@given(st.data())
+def test_short_sums_are_moved_on_exactly(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neurodetect.projection.FRAMES_IN_32_BITS", 3)
+        stack = data.draw(hnp.arrays(np.int16, (data.draw(st.integers(1, 10)), 2, 3)))
+        assert np.array_equal(mean_projection(stack), stack.sum(axis=0, dtype=np.int64) / len(stack))
+
+
+def test_no_frames_and_frames_of_two_kinds():
     with pytest.raises(ValueError, match="no frames"):
         mean_projection([])
     with pytest.raises(ValueError, match="frame 1"):
         mean_projection([np.zeros((2, 3)), np.zeros((3, 2))])
+    with pytest.raises(ValueError, match="frame 1"):
+        mean_projection([np.zeros((2, 3), np.uint16), np.zeros((2, 3), np.uint32)])
 
 
 def test_clipping_by_hand():

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -95,6 +97,108 @@ def test_an_imagej_stack_that_describes_its_first_frame_only(tmp_path, byteorder
         list(open_recording(path))
 
 
+@pytest.mark.parametrize("compression", ["zlib", None])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_compressed_frames_come_in_order_too(tmp_path, compression, byteorder):
+    # Threads decompress them, several at a time.
+    frames = make_frames(30)
+    options = {"compression": compression, "byteorder": byteorder, "photometric": "minisblack"}
+    write_files(tmp_path / "files", frames, **options)
+    tifffile.imwrite(tmp_path / "stack.tif", frames, predictor=compression is not None, **options)
+    for path in (tmp_path / "files", tmp_path / "stack.tif"):
+        recording = open_recording(path)
+        assert np.array_equal(list(recording), frames)
+        first = iter(recording)
+        assert np.array_equal(next(first), frames[0])
+        first.close()  # and nothing waits for ever
+
+
+def test_files_of_several_kinds_in_one_recording(tmp_path):
+    frames = make_frames(100)
+    write_files(tmp_path, [frames[0]], "0.tif", compression="zlib")
+    write_files(tmp_path, [frames[1:50]], "1.tif", truncate=True, photometric="minisblack")
+    write_files(tmp_path, [frames[50:]], "2.tif", compression="zlib", photometric="minisblack", byteorder=">")
+    for _ in range(5):
+        assert np.array_equal(list(open_recording(tmp_path)), frames)
+
+
+def test_an_error_in_a_compressed_frame_comes_after_the_frames_before_it(tmp_path):
+    frames = make_frames(20, np.float32)
+    frames[12, 1, 1] = np.nan
+    read = iter(open_recording(write_files(tmp_path, frames, compression="zlib")))
+    assert all(np.array_equal(next(read), frame) for frame in frames[:12])
+    with pytest.raises(UserError, match=r"image12\.tiff: frame 0 has NaN"):
+        next(read)
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_stack_with_a_directory_beside_every_frame(tmp_path, options, compression):
+    # As microscopes write them: frame by frame. Fewer than all frames is no recording, however it is cut.
+    frames = make_frames(7)
+    path = tmp_path / "stack.tif"
+    with tifffile.TiffWriter(path, **{k: v for k, v in options.items() if k != "compression"}) as writer:
+        for frame in frames:
+            writer.write(
+                frame, contiguous=False, description="x" * 999, compression=options.get("compression")
+            )
+    recording = open_recording(path)
+    assert len(recording) == 7
+    assert np.array_equal(list(recording), frames)
+    assert all(np.array_equal(recording.frame(index), frames[index]) for index in (6, 0, 3))
+    with tifffile.TiffFile(path) as tiff:
+        fifth = tiff.pages[4].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:fifth])
+    refused(path, "is cut short, frame 4 is missing")
+    for cut in range(len(content) // 2, len(content), 97):
+        path.write_bytes(content[:cut])
+        refused(path, "cut short|cannot be read")
+
+
+def test_a_chain_of_directories_that_bites_its_tail(tmp_path):
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, make_frames(2), photometric="minisblack", byteorder="<", metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        first, second = tiff.pages[0].offset, tiff.pages[1].offset
+    content = bytearray(path.read_bytes())
+    end = second + 2 + 12 * int.from_bytes(content[second : second + 2], "little")
+    content[end : end + 4] = first.to_bytes(4, "little")
+    path.write_bytes(content)
+    refused(path, "frame 2 leads back")
+
+
+def test_files_that_describe_themselves_one_by_one(tmp_path):
+    # What a microscope says of each frame in turn, and words that other programs use for stacks.
+    frames = make_frames(5)
+    words = ["time=1", "time=2", "ImageJ=1.54f\nimages=1\n", "shape of the cell", '{"shape": [6, 9]}']
+    for index, (frame, description) in enumerate(zip(frames, words, strict=True)):
+        write_files(tmp_path, [frame], f"f{index}.tif", description=description, metadata=None)
+    recording = open_recording(tmp_path)
+    assert len(recording) == 5
+    assert np.array_equal(list(recording), frames)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    options=st.sampled_from(
+        [{}, {"bigtiff": True}, {"byteorder": ">"}, {"imagej": True}, {"truncate": True}]
+    ),
+)
+def test_lengths_and_numbers_against_tifffile(tmp_path, counts, options):
+    for path in tmp_path.glob("*.tif"):
+        path.unlink()
+    frames = make_frames(sum(counts))
+    ends = np.cumsum(counts)
+    for index, part in enumerate(np.split(frames, ends[:-1])):
+        tifffile.imwrite(tmp_path / f"{index}.tif", part, photometric="minisblack", **options)
+    recording = open_recording(tmp_path)
+    assert len(recording) == ends[-1]
+    assert np.array_equal(np.array(list(recording)), frames)
+    assert all(np.array_equal(recording.frame(index), frame) for index, frame in enumerate(frames))
+
+
 def test_a_folder_of_tiff_files_and_what_macos_leaves_there(tmp_path):
     frames = make_frames(3)
     write_files(tmp_path, frames)
@@ -117,6 +221,44 @@ def test_labels_and_info(tmp_path, monkeypatch):
     assert [region.tolist() for region in recording.regions] == [[[0, 1], [5, 8]]]
     assert recording.pixels_per_micron == 1.15
     assert recording.rate_hz == 7
+
+
+def write_labels(path, labels):
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, np.asarray(labels, np.uint8))
+
+
+def test_labels_of_other_kinds_and_where_they_are(tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[5, 8], labels[2, 1:3] = 1, 2
+    expected = [[[5, 8]], [[2, 1], [2, 2]]]
+    write_files(tmp_path / "folder", make_frames(1))
+    write_labels(tmp_path / "folder" / "regions" / "anything.TIF", labels)
+    write_labels(tmp_path / "folder" / "regions" / "._anything.tif", labels)
+    (tmp_path / "folder" / "regions" / "notes.json").write_text("{}")
+    tifffile.imwrite(tmp_path / "movie.tif", make_frames(2), photometric="minisblack")
+    write_labels(tmp_path / "movie.regions.tif", labels)
+    for path in (tmp_path / "folder", tmp_path / "movie.tif"):
+        assert [region.tolist() for region in open_recording(path).regions] == expected
+    assert len(open_recording(tmp_path)) == 2  # the label image is none of the folder's frames
+
+
+def test_two_kinds_of_labels_are_one_too_many(tmp_path):
+    write_files(tmp_path, make_frames(1))
+    write_labels(tmp_path / "regions" / "b.tif", np.ones(SHAPE))
+    (tmp_path / "regions" / "regions.json").write_text("[]")
+    refused(tmp_path, "labels more than once, b.tif and regions.json")
+    tifffile.imwrite(tmp_path / "movie.tif", make_frames(1)[0])
+    (tmp_path / "movie.regions.json").write_text("[]")
+    (tmp_path / "movie.regions.zip").write_text("")
+    with pytest.raises(UserError, match="movie.regions.json and movie.regions.zip"):
+        open_recording(tmp_path / "movie.tif")
+
+
+def test_labels_of_another_shape(tmp_path):
+    write_files(tmp_path, make_frames(1))
+    write_labels(tmp_path / "regions" / "b.png.tif", np.ones(SHAPE).T)
+    refused(tmp_path, "b.png.tif: is 9 x 6 px, but the recording is 6 x 9")
 
 
 @pytest.mark.parametrize("value", ['"1.15"', "0", "-1", "null", "true", "NaN", "Infinity", "[1]"])
@@ -207,11 +349,20 @@ def test_malformed_labels_and_info(tmp_path):
     refused(tmp_path, r"regions.json: neuron 0 has pixel \[8, 5\]")
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(data=st.data())
-def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data):
-    path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, make_frames(2), photometric="minisblack")
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["plain.tif", "zlib.tif", "big.tif", "movie.h5", "series.nwb"]))
+def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data, kind):
+    path = tmp_path / kind
+    if kind == "movie.h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("mov", data=make_frames(2), compression="gzip")
+    elif kind == "series.nwb":
+        write_nwb(path, movie=("TwoPhotonSeries", make_frames(2)))
+    else:
+        compression = "zlib" if kind == "zlib.tif" else None
+        tifffile.imwrite(
+            path, make_frames(2), photometric="minisblack", bigtiff=kind == "big.tif", compression=compression
+        )
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -221,3 +372,118 @@ def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data)
             assert frame.ndim == 2
     except UserError as error:
         assert "\n" not in str(error)
+
+
+# HDF5 and NWB
+
+
+def write_nwb(path, **series):
+    """NWB's structure, as its schema names it; each series is (neurodata_type, data)."""
+    with h5py.File(path, "w") as file:
+        file.attrs["nwb_version"] = "2.7.0"
+        for name, (kind, data) in series.items():
+            group = file.create_group(f"acquisition/{name}")
+            group.attrs["neurodata_type"] = kind
+            group["data"] = data
+            group["starting_time"] = 0.0
+            group["starting_time"].attrs["rate"] = 7.5
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "float32"])
+@pytest.mark.parametrize("options", [{}, {"chunks": (2, 3, 9)}, {"chunks": (5, 6, 9), "compression": "gzip"}])
+def test_an_hdf5_movie(tmp_path, monkeypatch, dtype, options):
+    monkeypatch.setattr("neurodetect.frames.BLOCK_BYTES", 3 * 6 * 9 * np.dtype(dtype).itemsize)
+    frames = make_frames(11, np.dtype(dtype).newbyteorder("="))
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("group/mov", data=frames.astype(dtype), **options)
+        file["mean"] = frames[0]
+        file["names"] = np.full((2, 2, 2), b"text")
+    recording = open_recording(tmp_path / "m.h5")
+    assert recording.name == "m" and recording.shape == SHAPE and recording.dtype == frames.dtype
+    assert recording.regions is None and recording.rate_hz is None
+    assert len(recording) == 11
+    assert np.array_equal(np.array(list(recording)), frames)
+    assert all(np.array_equal(recording.frame(index), frames[index]) for index in (10, 0, 5, 4))
+    assert all(frame.dtype == recording.dtype for frame in recording)
+    with pytest.raises(IndexError):
+        recording.frame(11)
+
+
+def test_an_nwb_series_is_time_x_y(tmp_path):
+    frames = make_frames(4)
+    camera = np.zeros((3, 5, 5), np.uint8)
+    path = tmp_path / "session.nwb"
+    write_nwb(path, eye=("ImageSeries", camera), Movie=("TwoPhotonSeries", frames.transpose(0, 2, 1)))
+    (tmp_path / "session.regions.json").write_text('[{"coordinates": [[5, 8]]}]')
+    recording = open_recording(path)
+    assert recording.shape == SHAPE and recording.rate_hz == 7.5
+    assert np.array_equal(list(recording), frames)
+    assert np.array_equal(recording.frame(2), frames[2])
+    assert [region.tolist() for region in recording.regions] == [[[5, 8]]]
+    write_nwb(tmp_path / "eye.nwb", eye=("ImageSeries", camera))
+    assert open_recording(tmp_path / "eye.nwb").shape == (5, 5)
+
+
+def test_hdf5_without_a_movie_or_with_several(tmp_path):
+    path = tmp_path / "m.hdf5"
+    path.write_bytes(b"no HDF5 file")
+    refused(path, "cannot be read as HDF5")
+    with h5py.File(path, "w") as file:
+        file["mean"] = make_frames(1)[0]
+    refused(path, "has no three-dimensional dataset")
+    with h5py.File(path, "w") as file:
+        file["red/mov"], file["green"] = make_frames(2), make_frames(2)
+    refused(path, "more than one .*: green, red/mov")
+    write_nwb(path, a=("TwoPhotonSeries", make_frames(2)), b=("TwoPhotonSeries", make_frames(2)))
+    refused(path, "more than one .*: acquisition/a/data, acquisition/b/data")
+    write_nwb(path, a=("ElectricalSeries", make_frames(2)))
+    refused(path, "has no image series")
+    write_nwb(path, a=("TwoPhotonSeries", make_frames(4).reshape(2, 2, *SHAPE)))
+    refused(path, "2 x 2 x 6 x 9 uint16")
+    write_nwb(path, a=("ImageSeries", np.zeros((0, 0, 0))))  # with `external_file`
+    refused(path, "has no frames in it")
+
+
+def test_hdf5_that_leads_to_other_files_is_not_followed(tmp_path):
+    path, other = tmp_path / "m.h5", tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["mov"] = make_frames(3)
+    with h5py.File(path, "w") as file:
+        file["mov"] = h5py.ExternalLink(str(other), "mov")
+        file["again"] = h5py.SoftLink("/mov")
+    refused(path, "has no three-dimensional dataset")
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((3, *SHAPE), np.uint16)
+        layout[:] = h5py.VirtualSource(str(other), "mov", (3, *SHAPE))
+        file.create_virtual_dataset("mov", layout)
+    refused(path, "in other files")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("mov", (3, *SHAPE), "u1", external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+    refused(path, "in other files")
+
+
+def test_hdf5_frames_that_cannot_be(tmp_path):
+    path = tmp_path / "m.h5"
+    frames = make_frames(9, np.float32)
+    frames[7, 2, 2] = np.inf
+    with h5py.File(path, "w") as file:
+        file["mov"] = frames
+    refused(path, "frame 7 has NaN or infinite")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("mov", (3, 10**6, 10**6), np.uint16, chunks=(1, 64, 64))[0, 0, 0] = 1
+    refused(path, "claims 1000000000000 pixels")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("mov", (10**12, *SHAPE), np.uint16, chunks=(1, *SHAPE))
+    refused(path, "has no frames in it")
+    with h5py.File(path, "w") as file:
+        file["mov"] = make_frames(100)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "cannot be read as HDF5")
+
+
+def test_hdf5_without_h5py(tmp_path, monkeypatch):
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file["mov"] = make_frames(1)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    refused(path, "pip install h5py")

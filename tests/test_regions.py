@@ -15,12 +15,14 @@ from neurodetect.regions import (
     dataset_name,
     find_regions,
     labels_to_regions,
+    mean_probability,
     parse_regions,
     read_regions,
     read_submission,
     regions_to_labels,
     regions_to_mask,
     split_touching,
+    unique_pixels,
     write_regions,
     write_submission,
 )
@@ -42,6 +44,13 @@ def painted(shape, center, radius):
     image = np.zeros(shape, bool)
     image[disk(center, radius, shape=shape)] = True
     return image
+
+
+def test_mean_probability_is_each_neurons_own():
+    probability = np.array([[0.5, 1.0, 0.0], [0.75, 0.0, 0.25]], np.float32)
+    means = mean_probability(probability, [np.array([[0, 1], [1, 0], [1, 2]]), np.array([[0, 2]])])
+    assert means.dtype == np.float64 and means.tolist() == [2 / 3, 0.0]
+    assert mean_probability(probability, []).shape == (0,)
 
 
 # Files
@@ -101,6 +110,29 @@ def test_nan_coordinates_are_refused(tmp_path):
         read_regions(tmp_path / "regions.json", (10, 20))
 
 
+@pytest.mark.parametrize(
+    "pixel", ["1e400, 1", "-Infinity, 1", "1, 1e25", f"{10**400}, 1", f"1, {'9' * 5000}", "-0.5, 1", '"a", 1']
+)
+@pytest.mark.parametrize("shape", [(10, 20), None])
+def test_numbers_that_are_no_pixels_are_one_line(tmp_path, pixel, shape):
+    (tmp_path / "regions.json").write_text(f'[{{"coordinates": [[1, 1], [{pixel}]]}}]')
+    with pytest.raises(UserError, match=r"regions\.json: .*; ?") as error:
+        read_regions(tmp_path / "regions.json", shape)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_more_neurons_than_any_recording_has_are_refused_at_once():
+    value = [{"coordinates": [[1, 2]]}] * 100_000
+    with pytest.raises(UserError, match="here: has 100000 neurons"):
+        parse_regions(value, None, "here")
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=30))
+def test_unique_pixels_against_numpy(pixels):
+    region = np.array(pixels, int).reshape(-1, 2)
+    assert np.array_equal(unique_pixels(region), np.unique(region, axis=0))
+
+
 def test_duplicate_pixels_count_once_and_extra_keys_are_ignored():
     value = [{"coordinates": [[2, 2], [1, 1], [2, 2], [1.0, 1.0]], "id": 3}]
     (region,) = parse_regions(value, (5, 5), "here")
@@ -125,7 +157,17 @@ def test_submission_has_the_challenge_form(tmp_path):
     assert dataset_name("my.neurofinder.00") == "my.neurofinder.00"
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '[{"dataset": 3, "regions": []}]', '[{"dataset": "a"}]'])
+def test_a_submission_with_many_or_doubled_recordings(tmp_path):
+    path = tmp_path / "submission.json"
+    write_submission(path, {f"r{index}": [] for index in range(2000)})
+    with pytest.raises(UserError, match="only of r0, r1, r2, r3, r4 and 1995 more; run conv2d_predict.py"):
+        read_submission(path, "other", (2, 3))
+    path.write_text('[{"dataset": "a", "regions": []}, {"dataset": "neurofinder.a", "regions": []}]')
+    with pytest.raises(UserError, match=r"submission\.json: has a 2 times; remove"):
+        read_submission(path, "a", (2, 3))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[1]", '[{"dataset": 3, "regions": []}]', '[{"dataset": "a"}]'])
 def test_malformed_submission(tmp_path, text):
     (tmp_path / "submission.json").write_text(text)
     with pytest.raises(UserError, match="submission.json"):

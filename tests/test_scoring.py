@@ -1,21 +1,34 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurodetect.exports import export_imagej, export_labels
+from neurodetect.files import UserError, write_json
+from neurodetect.projection import write_prepared
+from neurodetect.regions import regions_as_json, write_regions, write_submission
 from neurodetect.scoring import (
     Score,
     centers,
+    compare,
     evaluate,
     f1_at_iou,
+    find_truths,
     match_centers,
     match_threshold,
     overlaps,
     pixel_error,
+    read_estimate,
     score,
     summarize,
     table,
@@ -143,3 +156,142 @@ def test_the_table_has_every_recording_and_the_spread():
     assert lines[1].split()[1:] == ["0.000", "0.500", "0.333", "0.400", "0.750", "0.750", "0.400", "2", "3"]
     assert len(table(rows[:1], ["one"]).splitlines()) == 2
     assert summarize(rows[:1])["std"]["combined"] == 0
+
+
+def test_without_a_probability_map_there_is_no_pixel_error():
+    truth, estimate = squares((0, 0), (20, 20)), squares((1, 0), (30, 20), (50, 50))
+    mask = np.zeros((60, 60))
+    row = compare(truth, estimate, 5.0)
+    assert row == {k: v for k, v in evaluate(mask, estimate, mask, truth).items() if k != "pixel_error"}
+    assert "pixel_error" not in summarize([row])["mean"]
+    head, line = table([row], ["one"]).splitlines()
+    assert head.split()[:2] == ["recording", "recall"] and line.split()[:2] == ["one", "0.500"]
+
+
+# python -m neurodetect.scoring
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run `python -m neurodetect.scoring` in `tmp_path`."""
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "neurodetect.scoring", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    return run
+
+
+def rows_of(result):
+    """The lines of the table by their first word."""
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    return {line.split()[0]: line.split()[1:] for line in lines if line and not line.startswith("Centres")}
+
+
+TRUE = squares((0, 0), (20, 20))
+FOUND = squares((1, 0), (30, 20), (50, 50))
+SCORES = ["0.500", "0.333", "0.400", "0.750", "0.750", "0.400", "2", "3"]  # see the worked example
+PERFECT = ["1.000"] * 6 + ["2", "2"]
+
+
+def test_two_files_score_as_the_program_of_the_challenge_says(oracle, command, tmp_path):
+    rng = np.random.default_rng(7)
+    write_regions(tmp_path / "a.json", random_regions(rng, 40))
+    write_regions(tmp_path / "b.json", random_regions(rng, 50))
+    # The package's own `neurofinder evaluate a.json b.json` does this with its default threshold, infinity.
+    a, b = oracle.load(str(tmp_path / "a.json")), oracle.load(str(tmp_path / "b.json"))
+    recall, precision = oracle.centers(a, b, 5)
+    inclusion, exclusion = oracle.shapes(a, b, 5)
+    expected = (recall, precision, 2 * recall * precision / (recall + precision), inclusion, exclusion)
+    result = command("a.json", "b.json", "--threshold", 5)
+    assert rows_of(result)["a"][:5] == [f"{value:.3f}" for value in expected]
+    assert "less than 5 px" in result.stdout and not result.stderr
+
+
+def test_a_submission_against_folders_of_truths(command, tmp_path):
+    for name, scale in (("neurofinder.00.00", None), ("mouse.10", 2.0), ("mouse.9", 2.0)):
+        write_regions(tmp_path / "recordings" / name / "regions" / "regions.json", TRUE)
+        if scale is not None:
+            write_json(tmp_path / "recordings" / name / "info.json", {"pixels-per-micron": scale})
+        image = np.arange(3600.0).reshape(60, 60)
+        write_prepared(tmp_path / "prepared", name, image, TRUE, scale)
+    found = {"neurofinder.00.00": FOUND, "mouse.9": TRUE, "other": TRUE}
+    # Another tool may keep the prefix that `write_submission` takes away.
+    value = [{"dataset": name, "regions": regions_as_json(regions)} for name, regions in found.items()]
+    write_json(tmp_path / "submission.json", value)
+
+    for folder in ("recordings", "prepared"):
+        result = command(folder, "submission.json")
+        rows = rows_of(result)
+        assert list(rows) == ["recording", "mouse.9", "mouse.10", "00.00", "mean", "std"]
+        assert rows["00.00"] == SCORES and rows["mouse.9"] == PERFECT
+        assert rows["mouse.10"] == ["0.000"] * 6 + ["2", "0"]
+        assert rows["mean"][0] == "0.500" and rows["std"][0] == "0.500"
+        warnings = result.stderr.splitlines()
+        assert len(warnings) == 2
+        assert "other" in warnings[0] and "left out" in warnings[0]
+        assert "mouse.10" in warnings[1] and "nothing found" in warnings[1]
+        # 5 µm are 10 px where there are 2 px in a micrometre, and 5 px where nobody knows.
+        assert re.search(r"5 px.* in 00.00\.", result.stdout)
+        assert re.search(r"10 px.* in mouse.9, mouse.10\.", result.stdout)
+        assert rows_of(command(folder, "submission.json", "--threshold", 0.5))["00.00"][0] == "0.000"
+
+    one = "recordings/neurofinder.00.00"
+    for truth in (one, f"{one}/regions/regions.json", "prepared/regions_neurofinder.00.00.json"):
+        assert rows_of(command(truth, "submission.json"))["00.00"] == SCORES
+
+
+def test_other_kinds_of_labels_are_compared_too(command, tmp_path):
+    export_imagej(tmp_path / "truth.zip", TRUE)
+    export_labels(tmp_path / "found.tif", FOUND, (60, 60))
+    assert rows_of(command("truth.zip", "found.tif"))["truth"] == SCORES
+    write_submission(tmp_path / "submission.json", {"whatever": FOUND})
+    assert rows_of(command("truth.zip", "submission.json"))["truth"] == SCORES
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(command, tmp_path):
+    write_regions(tmp_path / "regions.json", TRUE)
+    for name in ("a", "b"):
+        write_prepared(tmp_path / "two", name, np.arange(3600.0).reshape(60, 60), TRUE)
+    (tmp_path / "empty").mkdir()
+    write_submission(tmp_path / "other.json", {"x": TRUE, "y": TRUE})
+    entry = {"dataset": "a", "regions": []}
+    files = {
+        "damaged.json": "[{",
+        "twice.json": json.dumps([entry, entry]),
+        "mixed.json": json.dumps([entry, {"coordinates": [[1, 2]]}]),
+        "bad.json": json.dumps([{"dataset": "a", "regions": [{"coordinates": [[1, -2]]}]}]),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for name, words in {
+        "nowhere.json": "nowhere.json",
+        "damaged.json": "damaged.json.*JSON",
+        "twice.json": "twice.json.* a twice",
+        "mixed.json": "mixed.json.*dataset",
+        "bad.json": "bad.json: a: neuron 0.*-2",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            read_estimate(tmp_path / name)
+    with pytest.raises(UserError, match="empty.*no labels"):
+        find_truths(tmp_path / "empty")
+    assert_refused(command("nowhere", "regions.json"), "nowhere")
+    assert_refused(command("two", "regions.json"), "regions.json", "one recording")
+    assert_refused(command("two", "other.json"), "other.json", "a, b", "x, y")
+    assert_refused(command("two", "other.json", "--threshold", "near"), "--threshold", "near")
+    write_json(tmp_path / "two" / "neurofinder.a" / "regions" / "regions.json", [])
+    with pytest.raises(UserError, match="two.* a twice"):
+        find_truths(tmp_path / "two")
+
+
+def test_torch_is_not_needed(command, tmp_path):
+    write_regions(tmp_path / "regions.json", TRUE)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    assert rows_of(command("regions.json", "regions.json"))["regions"] == PERFECT

@@ -20,7 +20,7 @@ import torch
 
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.training import BETAS, LEARNING_RATE, choose_device, choose_precision, train_step
+from neurodetect.training import BETAS, LEARNING_RATE, choose_device, choose_precision, Step
 
 BATCH_SIZE = 100
 SHAPE = (512, 512)
@@ -63,24 +63,26 @@ def main() -> None:
     plain = NeuronNet(torch.Generator().manual_seed(0)).to(device)
     fast = NeuronNet(torch.Generator().manual_seed(0)).to(device, memory_format=torch.channels_last)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE, betas=BETAS)
-    fast_adam = torch.optim.Adam(fast.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+    fast_adam = torch.optim.Adam(
+        fast.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=device.type == "cuda"
+    )
+    fast_step = Step(fast, fast_adam, precision)
     sampler = PatchSampler([image], [mask], device)
 
     steps = {
         "plain float32": lambda: plain_step(plain, plain_adam, image, mask, rng),
-        f"neurodetect {precision}": lambda: train_step(
-            fast, fast_adam, *sampler.sample(BATCH_SIZE), precision
-        ),
+        f"neurodetect {precision}": lambda: fast_step(*sampler.sample(BATCH_SIZE)),
     }
     times = {name: [] for name in steps}
-    for _ in range(args.rounds + 1):
+    warm_up = Step.WARM_UP + 1 if device.type == "cuda" else 1
+    for _ in range(args.rounds + warm_up):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(t[1:]) for name, t in times.items()}  # the first warms up
+    medians = {name: statistics.median(t[warm_up:]) for name, t in times.items()}
     for name, seconds in medians.items():
         print(f"{name:22} {1000 * seconds:8.0f} ms an iteration")
     slow, quick = medians.values()

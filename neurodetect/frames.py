@@ -1,0 +1,489 @@
+"""The frames of a recording on disk, each read when it is needed: TIFF files, or a dataset of an HDF5 file.
+
+`TiffFrames` and `Hdf5Frames` have a shape, a dtype and a length, and give frames in order or by number.
+Files come from strangers: whatever is wrong with one is a `UserError` that names it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+import tifffile
+
+from neurodetect.files import UserError, reason
+
+if TYPE_CHECKING:
+    import h5py
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nwb")
+LARGEST_FRAME = 2**28  #: pixels; no microscope makes more, but a damaged header may promise more
+DECODERS = min(4, os.cpu_count() or 1)  #: threads that decompress; beyond four, parsing limits them
+BLOCK_BYTES = 2**25  #: of an HDF5 dataset read at once, where its chunks allow
+DIRECTORY_BYTES = 512  #: read at once of a TIFF directory; most are smaller
+LARGEST_DIRECTORY = 4096  #: entries; there are not that many kinds
+DESCRIPTION_BYTES = 2**16  #: read of a description; what is looked for stands at its beginning
+IMAGE_DESCRIPTION = 270  #: the TIFF tag
+# Image series of NWB's core schema, as they are preferred where a file has several.
+SERIES_TYPES = ("TwoPhotonSeries", "OnePhotonSeries", "ImageSeries")
+
+# What tifffile has to say of a broken file reaches the user as our one line, not beside it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def describe(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """A frame's kind in words, e.g. "512 x 512 uint16"."""
+    return f"{' x '.join(map(str, shape))} {dtype.name}"
+
+
+def require_finite(frame: np.ndarray, path: Path, index: int) -> np.ndarray:
+    """The frame itself, when it has neither NaN nor infinite pixels."""
+    if frame.dtype.kind == "f" and not np.isfinite(frame).all():
+        raise UserError(f"{path}: frame {index} has NaN or infinite pixels; mend or remove the frame")
+    return frame
+
+
+# TIFF files
+
+
+class Layout(NamedTuple):
+    """Where the frames of a TIFF file are.
+
+    `directories` are the positions of its image file directories in the file. There is one for each
+    frame, or one for all `count` frames, which then follow each other uncompressed.
+    """
+
+    directories: list[int]
+    count: int
+
+
+class TiffFrames:
+    """The frames of TIFF files, one or several a file, all of one kind.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (H, W) of every frame, pixels.
+    dtype : numpy.dtype
+        Of every frame: an integer or float type.
+    rate_hz : None
+        TIFF does not say.
+    """
+
+    rate_hz = None
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+        self._found: tuple[list[Layout], list[int]] | None = None
+        with open_tiff(files[0]) as tiff:
+            refuse_channels(tiff, files[0])
+            first = read_page(tiff, files[0], tiff.pages[0], 0)
+            self._compressed = tiff.pages[0].compression != tifffile.COMPRESSION.NONE
+        self.shape: tuple[int, int] = first.shape
+        self.dtype: np.dtype = first.dtype
+
+    def __len__(self) -> int:
+        """Number of frames. The first call looks into every file."""
+        return self._layouts()[1][-1]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        each = ahead if self._compressed else in_turn
+        files = zip(self._files, self._layouts()[0], strict=True)
+        for alone, group in groupby(files, key=lambda file: file[1].count == 1):
+            if alone:  # a file a frame
+                yield from each(partial(self._read_file, path, layout, 0) for path, layout in group)
+                continue
+            for path, layout in group:
+                with open_tiff(path) as tiff:
+                    tiff.filehandle.set_lock(self._compressed)  # it is shared by the threads of `ahead`
+                    yield from each(partial(self._read, tiff, path, layout, i) for i in range(layout.count))
+
+    def frame(self, index: int) -> np.ndarray:
+        """One frame by its number: (H, W). Raises IndexError, and UserError as iterating does."""
+        layouts, ends = self._layouts()
+        if not 0 <= index < ends[-1]:
+            raise IndexError(f"frame {index} of {ends[-1]}")
+        number = bisect_right(ends, index)
+        layout = layouts[number]
+        return self._read_file(self._files[number], layout, index - (ends[number] - layout.count))
+
+    def _layouts(self) -> tuple[list[Layout], list[int]]:
+        """The layout of each file, and the number of frames up to its end."""
+        if self._found is None:
+            counts: dict[bytes, int] = {}
+            layouts = [find_layout(path, counts) for path in self._files]
+            self._found = layouts, list(accumulate(layout.count for layout in layouts))
+        return self._found
+
+    def _read_file(self, path: Path, layout: Layout, index: int) -> np.ndarray:
+        """A file's frame by its number in the file."""
+        with open_tiff(path) as tiff:
+            return self._read(tiff, path, layout, index)
+
+    def _read(self, tiff: tifffile.TiffFile, path: Path, layout: Layout, index: int) -> np.ndarray:
+        """An open file's frame by its number in the file, checked."""
+        position, skip = layout.directories[0], index
+        if len(layout.directories) > 1:
+            position, skip = layout.directories[index], 0
+        if position == tiff.pages[0].offset:
+            page = tiff.pages[0]  # parsed when the file was opened
+        else:
+            with tiff.filehandle.lock:
+                tiff.filehandle.seek(position)
+                page = tifffile.TiffPage(tiff, index)
+        frame = read_page(tiff, path, page, index, skip)
+        if frame.shape != self.shape or frame.dtype != self.dtype:
+            raise UserError(
+                f"{path}: frame {index} is {describe(frame.shape, frame.dtype)}, but the recording began "
+                f"with {describe(self.shape, self.dtype)}; a recording has frames of one kind"
+            )
+        return require_finite(frame, path, index)
+
+
+def in_turn(reads: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """What the functions return, in order."""
+    for read in reads:
+        yield read()
+
+
+def ahead(reads: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """What the functions return, in order, while threads are at work on the next few."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        jobs: deque[Future] = deque()
+        for read in reads:
+            jobs.append(pool.submit(read))
+            if len(jobs) > DECODERS:
+                yield jobs.popleft().result()
+        while jobs:
+            yield jobs.popleft().result()
+
+
+@contextmanager
+def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    """Open a TIFF file; whatever is wrong with it, then or while it is read, is a UserError."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            yield tiff
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
+    except Exception as error:
+        # tifffile meets damage in many ways: TiffFileError, struct.error, ValueError, KeyError, ...
+        mend = "pip install imagecodecs" if "imagecodecs" in str(error) else "copy or export it again"
+        raise UserError(f"{path}: cannot be read as TIFF ({error}); {mend}") from error
+
+
+def refuse_channels(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a movie of several channels: a mean over its pages would mix the colours.
+
+    Where nothing but "channels" is many they are taken for frames: tifffile calls them so in an ImageJ
+    file when it is not told what they are.
+    """
+    images = channels = 1
+    if tiff.is_imagej:
+        channels, images = (tiff.imagej_metadata.get(key, 1) for key in ("channels", "images"))
+    elif tiff.is_ome:
+        channels = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True)).get("C", 1)
+        images = len(tiff.pages)
+    if 1 < channels < images:
+        raise UserError(f"{path}: has {channels} channels; export the one that shows the neurons")
+
+
+def find_layout(path: Path, counts: dict[bytes, int]) -> Layout:
+    """Find the frames of a TIFF file without reading them.
+
+    Only the chain of directories is followed, which takes microseconds a frame where parsing the
+    directories takes a tenth of a millisecond.
+
+    Parameters
+    ----------
+    path : Path
+    counts : dict
+        Number of frames by description, of files with one directory; what is learned is added, since
+        the thousands of files of one recording say the same.
+
+    Raises
+    ------
+    UserError
+        The file is unreadable, or its chain of directories leads out of it or back into itself.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            directories, description = follow_directories(file, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
+    except (struct.error, OverflowError):
+        raise UserError(f"{path}: is cut short or damaged; copy or export it again") from None
+    # One directory may describe the first of many frames that follow each other: ImageJ does this above
+    # 4 GB, tifffile on request. Both say so in the description.
+    if len(directories) > 1 or not (b"ImageJ=" in description or b"shape" in description):
+        return Layout(directories, len(directories))
+    if description not in counts:
+        with open_tiff(path) as tiff:
+            counts[description] = described_count(tiff)
+    return Layout(directories, counts[description])
+
+
+def follow_directories(file: BinaryIO, path: Path) -> tuple[list[int], bytes]:
+    """Positions of a TIFF file's directories, and the first one's description (empty without one).
+
+    The format: https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, section 2; BigTIFF has
+    the same structure with wider numbers.
+    """
+    start = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    version = struct.unpack(f"{order}H", start[2:4])[0] if order else None
+    if version == 42:
+        number, short, (position,) = f"{order}I", f"{order}H", struct.unpack(f"{order}I", start[4:8])
+    elif version == 43:
+        number, short, (position,) = f"{order}Q", f"{order}Q", struct.unpack(f"{order}Q", start[8:16])
+    else:
+        raise UserError(f"{path}: is no TIFF file; copy or export it again")
+    wide, narrow = struct.calcsize(number), struct.calcsize(short)
+    entry_size = 4 + 2 * wide  # tag, type, how many values, the value or where it is
+    directories: list[int] = []
+    seen: set[int] = set()
+    description = b""
+    while position:
+        if position in seen:
+            raise UserError(f"{path}: frame {len(directories)} leads back to an earlier one; export it again")
+        seen.add(position)
+        file.seek(position)
+        content = file.read(DIRECTORY_BYTES)
+        if not content:
+            raise UserError(
+                f"{path}: is cut short, frame {len(directories)} is missing; copy or export it again"
+            )
+        (entries,) = struct.unpack_from(short, content)
+        if entries > LARGEST_DIRECTORY:
+            raise UserError(f"{path}: is damaged before frame {len(directories)}; copy or export it again")
+        end = narrow + entries * entry_size
+        if len(content) < end + wide:
+            content += file.read(end + wide - len(content))
+        if not directories:
+            for entry in range(narrow, end, entry_size):
+                tag, _, length = struct.unpack_from(f"{order}HH{number[1]}", content, entry)
+                if tag == IMAGE_DESCRIPTION:
+                    value = content[entry + 4 + wide : entry + entry_size]
+                    if length > wide:
+                        file.seek(struct.unpack(number, value)[0])
+                        value = file.read(min(length, DESCRIPTION_BYTES))
+                    description += value
+        directories.append(position)
+        (position,) = struct.unpack_from(number, content, end)
+    if not directories:
+        raise UserError(f"{path}: has no frames; copy or export it again")
+    return directories, description
+
+
+def described_count(tiff: tifffile.TiffFile) -> int:
+    """Number of frames that the description of a file with one directory promises."""
+    if tiff.is_imagej:
+        return max(1, int(tiff.imagej_metadata.get("images", 1)))
+    if tiff.is_shaped:
+        return max(1, tiff.series[0].size // max(tiff.pages[0].size, 1))
+    return 1
+
+
+def read_page(
+    tiff: tifffile.TiffFile, path: Path, page: tifffile.TiffPage, index: int, skip: int = 0
+) -> np.ndarray:
+    """The frame of a TIFF page, or the one `skip` frames after it: (H, W), in the machine's byte order.
+
+    `index` is its number in the file, for errors.
+    """
+    if page.dtype is None or page.dtype.kind not in "iuf":
+        raise UserError(f"{path}: frame {index} is neither integer nor float; export it as grey values")
+    if len(page.shape) != 2 or not page.size:
+        raise UserError(
+            f"{path}: frame {index} is {describe(page.shape, page.dtype)}; "
+            "a frame is a two-dimensional grey image, not RGB: export one channel"
+        )
+    if page.size > LARGEST_FRAME:
+        raise UserError(f"{path}: frame {index} claims {page.size} pixels; the file is damaged")
+    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+    if max(ends, default=0) + skip * page.nbytes > tiff.filehandle.size:
+        raise UserError(f"{path}: is cut short in frame {index}; copy or export it again")
+    if skip:
+        with tiff.filehandle.lock:
+            tiff.filehandle.seek(page.dataoffsets[0] + skip * page.nbytes)
+            frame = tiff.filehandle.read_array(page.dtype.newbyteorder(tiff.byteorder), page.size)
+        frame = frame.reshape(page.shape)
+    else:
+        frame = page.asarray()
+    return frame.astype(frame.dtype.newbyteorder("="), copy=False)
+
+
+# HDF5 files
+
+
+class Hdf5Frames:
+    """The frames of an HDF5 file's movie, or of an NWB file's image series.
+
+    A plain HDF5 file has one three-dimensional dataset of numbers, (T, H, W), whatever its name. Of an
+    NWB file it is the data of an image series in /acquisition. NWB's schema says that such data are
+    (time, x, y), which its standard writers follow; a frame here is (rows, columns), so (y, x).
+
+    What lies in other files (external links, external or virtual storage) is not read.
+
+    Attributes
+    ----------
+    shape, dtype
+        As of `TiffFrames`.
+    rate_hz : float or None
+        Frames a second, where an NWB file says.
+
+    Raises
+    ------
+    UserError
+        h5py is not installed, the file is unreadable, or it has no such dataset, or several.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._block: tuple[int, np.ndarray] | None = None  # the last that `frame` read
+        with open_hdf5(path) as file:
+            is_nwb = "nwb_version" in file.attrs
+            self._name = find_series(file, path) if is_nwb else find_movie(file, path)
+            dataset = file[self._name]
+            require_frames(dataset, path)
+            count, *sides = dataset.shape
+            self.rate_hz = starting_rate(dataset.parent) if is_nwb else None
+            chunk = dataset.chunks[0] if dataset.chunks else 1
+            self.dtype: np.dtype = dataset.dtype.newbyteorder("=")
+        self.shape: tuple[int, int] = tuple(sides[::-1] if is_nwb else sides)
+        self._transpose = is_nwb
+        self._count = count
+        # Whole chunks, so that none is decompressed twice, unless they are too large.
+        fitting = max(1, BLOCK_BYTES // (self.dtype.itemsize * sides[0] * sides[1]))
+        self._frames_a_block = fitting // chunk * chunk or fitting
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return self._count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, self._count, self._frames_a_block):
+            for index, frame in enumerate(self._read(start), start=start):
+                yield require_finite(frame, self._path, index)
+
+    def frame(self, index: int) -> np.ndarray:
+        """One frame by its number: (H, W). Raises IndexError, and UserError as iterating does."""
+        if not 0 <= index < self._count:
+            raise IndexError(f"frame {index} of {self._count}")
+        start = index - index % self._frames_a_block
+        if self._block is None or self._block[0] != start:
+            self._block = start, self._read(start)
+        return require_finite(self._block[1][index - start], self._path, index)
+
+    def _read(self, start: int) -> np.ndarray:
+        """A block of frames: (n, H, W)."""
+        with open_hdf5(self._path) as file:
+            block = file[self._name][start : start + self._frames_a_block]
+        if self._transpose:
+            block = block.transpose(0, 2, 1)
+        return block.astype(self.dtype, copy=False)
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file; whatever is wrong with it, then or while it is read, is a UserError."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: reading HDF5 and NWB files takes h5py; pip install h5py") from None
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # h5py, too, meets damage in many ways: OSError, RuntimeError, KeyError, ...
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as HDF5 ({text}); copy or export it again") from error
+
+
+def datasets_of(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Every dataset in an HDF5 file by its name. Links, which may lead out of the file, are not followed."""
+    import h5py
+
+    found = {}
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item
+
+    file.visititems(visit)
+    return found
+
+
+def find_movie(file: h5py.File, path: Path) -> str:
+    """Name of the one three-dimensional dataset of numbers."""
+    names = [n for n, d in datasets_of(file).items() if d.ndim == 3 and d.dtype.kind in "iuf"]
+    return the_one(names, path, "three-dimensional dataset of numbers (frames x rows x columns)")
+
+
+def find_series(file: h5py.File, path: Path) -> str:
+    """Name of the data of the image series in an NWB file's /acquisition."""
+    kinds = {
+        name: text_attribute(dataset.parent, "neurodata_type")
+        for name, dataset in datasets_of(file).items()
+        if name.startswith("acquisition/") and name.endswith("/data")
+    }
+    names: list[str] = []
+    for kind in SERIES_TYPES:  # a camera that films the mouse is an ImageSeries too
+        names = names or [name for name in kinds if kinds[name] == kind]
+    return the_one(names, path, "image series in /acquisition (TwoPhotonSeries or ImageSeries)")
+
+
+def the_one(names: list[str], path: Path, what: str) -> str:
+    if not names:
+        raise UserError(f"{path}: has no {what} of its own; export the frames as TIFF")
+    if len(names) > 1:
+        raise UserError(
+            f"{path}: has more than one {what}: {', '.join(names)}; put the one to read into its own file"
+        )
+    return names[0]
+
+
+def require_frames(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse a dataset that cannot be frames, or whose values are not in the file."""
+    name = dataset.name
+    if dataset.ndim != 3 or dataset.dtype.kind not in "iuf":
+        raise UserError(
+            f"{path}: {name} is {describe(dataset.shape, dataset.dtype)}; "
+            "a recording is frames x rows x columns of numbers: export one plane"
+        )
+    if dataset.is_virtual or dataset.external:
+        raise UserError(f"{path}: {name} has its values in other files, which are not followed; join them")
+    if not dataset.size or not dataset.id.get_storage_size():
+        raise UserError(f"{path}: {name} has no frames in it; are they in another file?")
+    rows, columns = dataset.shape[1:]
+    if rows * columns > LARGEST_FRAME:
+        raise UserError(f"{path}: {name} claims {rows * columns} pixels a frame; the file is damaged")
+
+
+def starting_rate(series: h5py.Group) -> float | None:
+    """Frames a second of an NWB series; None where it does not say."""
+    if "starting_time" not in datasets_of(series):
+        return None
+    rate = series["starting_time"].attrs.get("rate")
+    return float(rate) if np.isscalar(rate) and not isinstance(rate, (str, bytes)) else None
+
+
+def text_attribute(group: h5py.Group, name: str) -> str:
+    """A text attribute, whether it was stored as text or as bytes; empty where there is none."""
+    value = group.attrs.get(name, "")
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
