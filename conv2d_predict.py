@@ -106,7 +106,7 @@ def main() -> None:
             )
         if args.model is None:
             console.say(
-                f"Training on {len(training)} recordings, {args.iterations} iterations, "
+                f"Training on {console.count(len(training), 'recording')}, {args.iterations} iterations, "
                 f"on {device.type} in {precision}"
             )
             network, history = train_network(
@@ -146,7 +146,7 @@ def main() -> None:
                 rows[recording.name] = row
             sections.append(page)
             save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
-            console.say(f"{recording.name}: {len(regions)} neurons")
+            console.say(f"{recording.name}: {console.count(len(regions), 'neuron')}")
         write_submission(output, found)
         for recording, probability in zip(recordings, maps, strict=True):
             stem = output.with_name(f"{output.stem}_{recording.name}")

@@ -31,7 +31,7 @@ def main() -> None:
     from neurodetect.figures import draw_regions, require_display, save_figure, show_figure
     from neurodetect.files import UserError, require_writable
     from neurodetect.progress import progress_bar
-    from neurodetect.projection import clip_bright, mean_projection, write_prepared
+    from neurodetect.projection import clip_bright, mean_projection, require_name, write_prepared
     from neurodetect.recording import open_recording
 
     if args.show:
@@ -39,6 +39,7 @@ def main() -> None:
     recordings = [open_recording(path) for path in args.recordings]
     names = [recording.name for recording in recordings]
     for name in names:
+        require_name(name)
         if names.count(name) > 1:
             raise UserError(f"{name}: two recordings have this name, one would replace the other; rename one")
     require_writable(args.output_folder)
@@ -55,16 +56,19 @@ def main() -> None:
         save_figure(f"{args.output_folder}/X_{recording.name}.png", figure)
         if args.show:
             show_figure(figure)
-        neurons = "no labels" if recording.regions is None else f"{len(recording.regions)} neurons"
         rows, columns = recording.shape
-        console.say(f"{recording.name}: {len(recording)} frames of {rows} x {columns} px, {neurons}")
+        neurons = (
+            "no labels" if recording.regions is None else console.count(len(recording.regions), "neuron")
+        )
+        frames = console.count(len(recording), "frame")
+        console.say(f"{recording.name}: {frames} of {rows} x {columns} px, {neurons}")
 
-    folder, count = args.output_folder, len(recordings)
+    folder = args.output_folder
     labelled = sum(recording.regions is not None for recording in recordings)
     advice = (
         f"conv2d_crossvalidation.py {folder}" if labelled > 1 else f"conv2d_predict.py TRAIN_FOLDER {folder}"
     )
-    console.say(f"Wrote {count} recording{'s'[: count != 1]} to {folder}. Next: python {advice}")
+    console.say(f"Wrote {console.count(len(recordings), 'recording')} to {folder}. Next: python {advice}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import shutil
 import signal
 import threading
@@ -184,7 +183,13 @@ def save_whole(path: str | Path, content: dict[str, Any]) -> None:
     """Write a file of PyTorch's, whole or not at all; the same content gives the same bytes."""
     # Given a path, PyTorch would put the temporary file's name into the file.
     with write_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # What PyTorch says of a full disk is its own trouble with the file that it could not end.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_safely(path: str | Path, kind: str, advice: str, mapped: bool = False) -> Any:
@@ -211,7 +216,10 @@ def load_safely(path: str | Path, kind: str, advice: str, mapped: bool = False) 
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # PyTorch meets damage in many ways: RuntimeError, UnpicklingError, UnicodeDecodeError, KeyError, ...
         raise UserError(f"{path}: is damaged or is not {kind}; {advice}") from error
 
 

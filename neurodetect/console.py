@@ -213,12 +213,27 @@ def say(text: str, level: int = 1) -> None:
     """Tell the user something, at once: at level 0 in any case, 1 unless --quiet, 2 if --verbose."""
     if level <= _level:
         moment = f"[{time.monotonic() - _started:.1f} s] " if _level == 2 else ""
-        print(moment + text, flush=True)
+        print(moment + printable(text), flush=True)
 
 
 def warn(text: str) -> None:
     """Tell the user on standard error what the result may suffer from."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(one_line(text))}", file=sys.stderr, flush=True)
+
+
+def count(number: int, thing: str) -> str:
+    """E.g. "1 neuron", "2 neurons"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def one_line(text: str) -> str:
+    """The text with a space for every run of spaces and line breaks."""
+    return " ".join(text.split())
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelt out: names come from strangers, and terminals obey."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -256,5 +271,5 @@ def terminate(*_: object) -> NoReturn:
 
 def stop(program: str, message: str, code: int) -> NoReturn:
     """Exit with one line on standard error, however many lines the message had."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{program}: {printable(one_line(message))}", file=sys.stderr)
     sys.exit(code)

@@ -14,8 +14,8 @@ it lies in `regions/` under any name (JSON as `regions.json`); for a file `movie
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,6 @@ def the_labels(files: list[Path]) -> Path | None:
 
 def positive_number(value: Any) -> float | None:
     """The value as a float if it is a positive, finite number, None otherwise."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
         return float(value)
     return None
