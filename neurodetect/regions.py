@@ -260,19 +260,33 @@ def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list
     UserError
         The file is missing or malformed, or has no entry for the recording, or two.
     """
-    value = read_json(path)
-    entries = value if isinstance(value, list) else [None]
-    good = [isinstance(e, dict) and isinstance(e.get("dataset"), str) and "regions" in e for e in entries]
-    if not good or not all(good):
-        raise UserError(f'{path}: is no list of {{"dataset": name, "regions": [...]}}; is it the right file?')
-    wanted = dataset_name(name)
-    names = [dataset_name(entry["dataset"]) for entry in entries]
-    if wanted not in names:
+    datasets = parse_submission(read_json(path), source=str(path))
+    wanted, names = dataset_name(name), list(datasets)
+    if wanted not in datasets:
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         raise UserError(
             f"{path}: has no neurons of {wanted}, only of {', '.join(names[:NAMES_SHOWN])}{more}; "
             "run conv2d_predict.py on it, or rename one of the two"
         )
-    if names.count(wanted) > 1:
-        raise UserError(f"{path}: has {wanted} {names.count(wanted)} times; remove all but one")
-    return parse_regions(entries[names.index(wanted)]["regions"], shape, source=f"{path}: {wanted}")
+    return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")
+
+
+def parse_submission(value: Any, source: str) -> dict[str, Any]:
+    """The regions, still as parsed JSON, of each recording of a submission, by the challenge's names.
+
+    Raises
+    ------
+    UserError
+        The value is no submission, or has a recording twice; `source` names it.
+    """
+    datasets: dict[str, Any] = {}
+    for entry in value if isinstance(value, list) and value else [None]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("dataset"), str) or "regions" not in entry:
+            raise UserError(
+                f'{source}: is no list of {{"dataset": name, "regions": [...]}}; is it the right file?'
+            )
+        name = dataset_name(entry["dataset"])
+        if name in datasets:
+            raise UserError(f"{source}: has {name} twice; remove one of them")
+        datasets[name] = entry["regions"]
+    return datasets

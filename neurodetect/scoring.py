@@ -23,7 +23,7 @@ from scipy.spatial.distance import cdist
 
 from neurodetect.files import UserError, read_json
 from neurodetect.labels import read_labels
-from neurodetect.regions import dataset_name, parse_regions, unique_pixels
+from neurodetect.regions import dataset_name, parse_regions, parse_submission, unique_pixels
 
 THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
 THRESHOLD_PIXELS = 5.0  #: the same where nobody knows the size of a pixel
@@ -305,15 +305,10 @@ def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.nda
     value = read_json(path) if Path(path).suffix.lower() == ".json" else None
     if not isinstance(value, list) or not any(isinstance(e, dict) and "dataset" in e for e in value):
         return read_labels(path)
-    found: dict[str, list[np.ndarray]] = {}
-    for entry in value:
-        if not isinstance(entry, dict) or not isinstance(entry.get("dataset"), str) or "regions" not in entry:
-            raise UserError(f'{path}: a list of {{"dataset": name, "regions": [...]}} is expected')
-        name = dataset_name(entry["dataset"])
-        if name in found:
-            raise UserError(f"{path}: has {name} twice; remove one of them")
-        found[name] = parse_regions(entry["regions"], None, source=f"{path}: {name}")
-    return found
+    datasets = parse_submission(value, source=str(path))
+    return {
+        name: parse_regions(regions, None, source=f"{path}: {name}") for name, regions in datasets.items()
+    }
 
 
 def read_scale(info_file: Path) -> float | None:

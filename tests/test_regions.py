@@ -163,7 +163,7 @@ def test_a_submission_with_many_or_doubled_recordings(tmp_path):
     with pytest.raises(UserError, match="only of r0, r1, r2, r3, r4 and 1995 more; run conv2d_predict.py"):
         read_submission(path, "other", (2, 3))
     path.write_text('[{"dataset": "a", "regions": []}, {"dataset": "neurofinder.a", "regions": []}]')
-    with pytest.raises(UserError, match=r"submission\.json: has a 2 times; remove"):
+    with pytest.raises(UserError, match=r"submission\.json: has a twice; remove"):
         read_submission(path, "a", (2, 3))
 
 
