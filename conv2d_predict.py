@@ -140,7 +140,8 @@ def main() -> None:
             )
             maps.append(probability)
             found[recording.name] = regions = find_regions(probability, args.regions)
-            note = "trained on" if recording.name in trained_on.get("recordings", []) else ""
+            seen = recording.name in trained_on.get("recordings", [])
+            note = "was trained on, which says nothing about new recordings" if seen else ""
             row, figure, page = assess(recording, regions, probability, note)
             if row is not None:
                 rows[recording.name] = row

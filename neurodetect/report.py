@@ -57,7 +57,7 @@ HEADS = {
     "combined": ("combined", "harmonic mean of recall and precision"),
     "inclusion": ("inclusion", "mean over matches: shared pixels / pixels of the labelled neuron"),
     "exclusion": ("exclusion", "mean over matches: shared pixels / pixels of the found neuron"),
-    "f1_iou50": ("F1 at IoU 0.5", "F1 with the best one-to-one assignment at intersection / union of 0.5"),
+    "f1_iou50": ("F1 at IoU\u00a00.5", "F1 of the best one-to-one assignment at intersection / union of 0.5"),
 }
 
 COLUMNS = ("kind", "found", "labelled", "area", "probability", "row", "column", "iou")
@@ -115,7 +115,6 @@ def section(
     -------
     Section
     """
-    pairs = sorted(pairs, key=lambda pair: pair[1])
     labelled = [] if truth is None else truth
     matched_true, matched_found = {t for t, _ in pairs}, {f for _, f in pairs}
     missed = [t for t in range(len(labelled)) if t not in matched_true]
@@ -300,12 +299,13 @@ def colours() -> str:
     """Style rules of the outlines, from the constants of `figures`."""
     return "\n".join(
         f".{key} {{ --colour: {style['colors']}; "
-        + ("--dash: none; --border: solid; }" if style["linestyles"] == [SOLID] else DASHED_RULE)
+        + (
+            "--dash: none; --border: solid; }"
+            if style["linestyles"] == [SOLID]
+            else "--dash: 4 3; --border: dashed; }"
+        )
         for key, (_, _, style) in OUTLINES.items()
     )
-
-
-DASHED_RULE = "--dash: 4 3; --border: dashed; }"
 
 
 def overview(sections: Sequence[Section]) -> str:
@@ -313,7 +313,7 @@ def overview(sections: Sequence[Section]) -> str:
     count = f"{len(sections)} recording{'' if len(sections) == 1 else 's'}"
     total = {key: sum(count_neurons(s)[key] for s in sections) for key in ("found", "labelled")}
     labels = f", {total['labelled']} labelled" if any(map(is_labelled, sections)) else ""
-    return f"{count}, {total['found']} neurons found{labels}"
+    return f"{count}, {total['found']} neuron{'' if total['found'] == 1 else 's'} found{labels}"
 
 
 def is_labelled(section: Section) -> bool:
@@ -343,12 +343,12 @@ def show(value: Any) -> str:
         unfolded = " open" if len(value) <= UNFOLDED else ""
         return f"<details{unfolded}><summary>{len(value)} entries</summary>{describe(value)}</details>"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(show, value))
+        return ", ".join(map(show, value)) or "none"
     if value is None:
         return "not given"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return escape(f"{value:g}" if isinstance(value, float) else str(value))
+    return escape(f"{value:.12g}" if isinstance(value, float) else str(value))
 
 
 def score_table(sections: Sequence[Section]) -> str:
@@ -360,9 +360,7 @@ def score_table(sections: Sequence[Section]) -> str:
     def cells(row: Mapping[str, float] | None) -> str:
         if row is None:
             return "<td></td>" * len(measures)
-        return "".join(
-            f'<td class="measure" style="--share: {row[key]:.3f}">{row[key]:.3f}</td>' for key in measures
-        )
+        return "".join(f"<td>{row[key]:.3f}</td>" for key in measures)
 
     head = "<th>recording</th><th>found</th>" + ("<th>labelled</th>" if labels else "")
     head += "".join('<th title="{1}">{0}</th>'.format(*map(escape, HEADS[key])) for key in measures)
@@ -371,18 +369,16 @@ def score_table(sections: Sequence[Section]) -> str:
     body = ""
     for number, s in enumerate(sections, start=1):
         count = count_neurons(s)
-        note = f' <span class="note" title="{escape(s.note)}">&#9888;</span>' if s.note else ""
+        note = f' <span class="note">{escape(s.note)}</span>' if s.note else ""
         of_found = [neuron for neuron in s.neurons if neuron[COLUMNS.index("found")] is not None]
-        body += (
-            f'<tr><td><a href="#recording-{number}">{escape(s.name)}</a>{note}</td><td>{count["found"]}</td>'
-        )
+        body += f'<tr><td><a href="#recording-{number}">{escape(s.name)}</a>{note}</td>'
+        body += f"<td>{count['found']}</td>"
         if labels:
             body += f"<td>{count['labelled'] if is_labelled(s) else ''}</td>"
         body += cells(s.row)
-        for key, digits in (("area", 0), ("probability", 2)):
+        for key, typical, digits in (("area", np.median, 0), ("probability", np.mean, 2)):
             values = [neuron[COLUMNS.index(key)] for neuron in of_found]
-            typical = np.median(values) if key == "area" else np.mean(values) if values else 0
-            body += f"<td>{typical:.{digits}f}</td>" if values else "<td></td>"
+            body += f"<td>{typical(values):.{digits}f}</td>" if values else "<td></td>"
         body += "</tr>\n"
     foot = ""
     if len(rows) > 1:
@@ -421,14 +417,16 @@ def recording(number: int, section: Section) -> str:
         microns = round_length(BAR_SHARE * width / section.pixels_per_micron)
         share = 100 * microns * section.pixels_per_micron / width
         bar = f'<div class="bar" style="--share: {share:.3f}" data-microns="{microns:g}">{microns:g} µm</div>'
-    note = f'<p class="note">&#9888; {escape(section.note)}</p>' if section.note else ""
+    note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
+    counted = overview([section]).split(", ", 1)[1]
     return f"""<details class="recording" id="recording-{number}"{" open" if number == 1 else ""}>
-<summary><h2>{escape(section.name)}</h2> <span>{overview([section]).split(", ", 1)[1]}{scores}</span></summary>
+<summary><h2>{escape(section.name)}</h2> <span>{counted}{scores}</span></summary>
 {note}{how}
 <div class="tools">{switches}<span class="zoom" hidden></span></div>
 <div class="panes"><div class="stage" style="--width: {width}; --height: {height}">
-<div class="view"><div class="frame"><img src="{section.picture}" width="{width}" height="{height}" loading="lazy"
- alt="mean image"><svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{lines}</svg></div></div>
+<div class="view"><div class="frame">
+<img src="{section.picture}" width="{width}" height="{height}" loading="lazy" alt="mean image">
+<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{lines}</svg></div></div>
 {bar}</div>
 <div class="neurons"><noscript>The list of neurons needs JavaScript.</noscript></div></div>
 </details>"""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_matrix
-from scipy.spatial.distance import cdist
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.spatial import cKDTree
 
 from neurodetect.files import UserError, read_json
 from neurodetect.labels import read_labels
@@ -70,13 +70,19 @@ def match_centers(
     """
     if not len(truth) or not len(estimate):
         return []
-    distances = cdist(centers(truth), centers(estimate))
+    true, estimated = centers(truth), centers(estimate)
+    # Only the few within reach are looked at: all distances of 10,000 neurons would take a gigabyte.
+    near = cKDTree(estimated).query_ball_point(true, threshold, return_sorted=True)
+    free = np.ones(len(estimated), bool)
     pairs = []
-    for true_index, row in enumerate(distances):
-        nearest = int(row.argmin())
-        if row[nearest] < threshold:
-            pairs.append((true_index, nearest))
-            distances[:, nearest] = np.inf
+    for true_index, candidates in enumerate(near):
+        candidates = [index for index in candidates if free[index]]
+        if candidates:
+            distances = np.linalg.norm(estimated[candidates] - true[true_index], axis=1)
+            if distances.min() < threshold:
+                nearest = candidates[int(distances.argmin())]
+                pairs.append((true_index, nearest))
+                free[nearest] = False
     return pairs
 
 
@@ -124,32 +130,30 @@ def score(
     return Score(recall, precision, combined, float(np.mean(inclusion)), float(np.mean(exclusion)))
 
 
-def overlaps(truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray]) -> np.ndarray:
-    """Intersection over union of every true with every estimated neuron: (true, estimated)."""
+def overlaps(truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray]) -> csr_array:
+    """Intersection over union of every true with every estimated neuron: sparse (true, estimated)."""
     if not len(truth) or not len(estimate):
-        return np.zeros((len(truth), len(estimate)))
-    width = 1 + max(int(region[:, 1].max()) for region in (*truth, *estimate))
-    height = 1 + max(int(region[:, 0].max()) for region in (*truth, *estimate))
-
-    def membership(regions: Sequence[np.ndarray]) -> csr_matrix:
-        pixels = [unique_pixels(region) for region in regions]
-        flat = np.concatenate([p[:, 0].astype(np.int64) * width + p[:, 1] for p in pixels])
-        rows = np.repeat(np.arange(len(pixels)), [len(p) for p in pixels])
-        return csr_matrix((np.ones(len(flat)), (rows, flat)), shape=(len(pixels), height * width))
-
-    true, estimated = membership(truth), membership(estimate)
-    shared = (true @ estimated.T).toarray()
-    union = true.sum(axis=1).A1[:, None] + estimated.sum(axis=1).A1[None, :] - shared
-    return shared / union
+        return csr_array((len(truth), len(estimate)))
+    pixels = [unique_pixels(region) for region in (*truth, *estimate)]
+    # Pixels are numbered as they occur: coordinates may be as large as a stranger likes.
+    distinct, numbers = np.unique(np.concatenate(pixels), axis=0, return_inverse=True)
+    ends = np.cumsum([0, *map(len, pixels)])
+    members = csr_array((np.ones(len(numbers)), numbers.ravel(), ends), shape=(len(pixels), len(distinct)))
+    true, estimated = members[: len(truth)], members[len(truth) :]
+    shared = (true @ estimated.T).tocoo()
+    sizes = np.diff(true.indptr)[shared.row] + np.diff(estimated.indptr)[shared.col]
+    return csr_array((shared.data / (sizes - shared.data), (shared.row, shared.col)), shape=shared.shape)
 
 
 def match_overlaps(
     truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray], iou: float = IOU_THRESHOLD
 ) -> list[tuple[int, int]]:
     """The most pairs of a true and an estimated neuron with intersection over union of at least `iou`."""
-    allowed = overlaps(truth, estimate) >= iou
-    rows, columns = linear_sum_assignment(allowed, maximize=True)
-    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if allowed[r, c]]
+    allowed = overlaps(truth, estimate)
+    allowed.data = allowed.data >= iou
+    allowed.eliminate_zeros()
+    matches = maximum_bipartite_matching(allowed, perm_type="column")  # -1 where there is none
+    return [(true, int(estimated)) for true, estimated in enumerate(matches) if estimated >= 0]
 
 
 def f1_at_iou(
