@@ -1,6 +1,7 @@
 """Play a recording as a movie; beside it the same frames with the outlines of its labelled neurons.
 
-In the window: space pauses and goes on, the left and right arrows step, q closes.
+In the window: space pauses and goes on, the left and right arrows step, + and - change the speed, the up
+and down arrows the brightness; click or drag the slider to go elsewhere; q closes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ def main() -> None:
     parser.add_argument(
         "recording",
         metavar="RECORDING",
-        help="a neurofinder folder (images/*.tiff, regions/regions.json if labelled, info.json), "
-        "a folder of TIFF frames, or one TIFF stack",
+        help=console.RECORDING_HELP,
     )
     parser.add_argument(
         "--submission",
@@ -37,8 +37,8 @@ def main() -> None:
         type=console.number_in(float, 0.01, 1000),
         default=1.0,
         metavar="FACTOR",
-        help="1 plays as fast as the recording was made, or 30 frames a second where info.json has no "
-        "rate-hz; 10 plays ten times as fast (default: 1)",
+        help="1 plays as fast as the recording was made, or 30 frames a second where it does not say; "
+        "10 plays ten times as fast (default: 1)",
     )
     parser.add_argument(
         "--save",
@@ -48,9 +48,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from neurodetect.figures import Movie, check_movie_suffix, require_display
+    from neurodetect.figures import require_display
+    from neurodetect.movie import Movie, check_movie_suffix
     from neurodetect.recording import open_recording
-    from neurodetect.regions import read_submission
 
     if args.save:
         check_movie_suffix(args.save)
@@ -58,6 +58,8 @@ def main() -> None:
         require_display("use --save movie.gif")
     recording = open_recording(args.recording)
     if args.submission:
+        from neurodetect.regions import read_submission  # half a second that others need not wait
+
         regions, labels = read_submission(args.submission, recording.name, recording.shape), "found"
     else:
         regions, labels = recording.regions, "labelled"

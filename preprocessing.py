@@ -20,9 +20,7 @@ def main() -> None:
         "recordings",
         nargs="+",
         metavar="RECORDING",
-        help="a neurofinder folder (images/*.tiff, info.json), a folder of TIFF frames, or one TIFF, HDF5 or "
-        "NWB file; its labels, if any, are regions.json, ImageJ ROIs (.zip, .roi) or a label image (.tif, "
-        ".png): in the folder's regions/, or beside movie.tif as movie.regions.json, movie.regions.zip ...",
+        help=console.RECORDING_HELP,
     )
     parser.add_argument("output_folder", metavar="OUTPUT_FOLDER", help="made if it is missing")
     parser.add_argument("--show", action="store_true", help="also open a window with each picture")

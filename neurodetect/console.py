@@ -30,6 +30,12 @@ RUN_CONTROL = ("resume", "keep_checkpoint", "checkpoint_every", "quiet", "verbos
 PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotlib", "tifffile")
 
 
+RECORDING_HELP = (
+    "a neurofinder folder (images/*.tiff, info.json), a folder of TIFF frames, or one TIFF, HDF5 or NWB "
+    "file; its labels, if any, are regions.json, ImageJ ROIs (.zip, .roi) or a label image (.tif, .png): in "
+    "the folder's regions/, or beside movie.tif as movie.regions.json, movie.regions.zip, ..."
+)
+
 _started = time.monotonic()
 _level = 1  #: 0 quiet, 1 what a user wants to know, 2 verbose
 

@@ -1,50 +1,35 @@
-"""Everything that draws: mean images with outlines of neurons, matches, and a recording as a movie.
+"""Everything that draws: mean images with outlines of neurons, matches, training curves and scores.
 
 Files are drawn without any window toolkit; only what opens a window imports pyplot.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.animation import FFMpegWriter
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import Event, KeyEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-from PIL import Image
-from scipy.spatial import cKDTree
 
 from neurodetect.files import UserError, write_whole
-from neurodetect.progress import progress_bar
-from neurodetect.recording import Recording
 
 PANEL_INCHES = 5.5  #: longer side of a panel; text is sized for a panel as large as this
 NARROWEST_INCHES = 2.8  #: room for the text of a panel, however narrow its image
 HAIR = 1e-5  #: pixels, more than rounding errors and less than anyone sees
 PICTURE_PIXELS = (1000, 2500)  #: longer side of a picture's panel: about, at most
-MOVIE_PIXELS = (600, 800)  #: the same for a movie, which has to fit a screen
 GREY_PERCENTILES = (1.0, 99.7)  #: drawn black and white; what is beyond are a few hot or dead pixels
-SAMPLE_FRAMES = 30  #: frames that say how bright the whole movie is
-SAMPLE_PIXELS = 2**16  #: pixels of each of them that are looked at, about
+CHART_DPI = 150
 SCREEN_DPI = 100
-UNKNOWN_RATE = 30.0  #: frames a second of a recording that does not say
-FASTEST = 50.0  #: pictures a second; GIFs go no faster, and nobody sees more
-GIF_FRAMES = 100  #: in a GIF of a whole recording; they are large, about 0.4 MB a frame
 
 # Colours of Okabe and Ito (2008), told apart with every kind of colour vision, on grey too.
 OUTLINE = "#E69F00"
@@ -56,9 +41,6 @@ MISSED_TRUE = {"colors": "#CC79A7", "linestyles": [SOLID]}
 FALSE_FOUND = {"colors": "#D55E00", "linestyles": [DASHED], "linewidths": [1.2]}  # the darkest of them
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # on white
-
-# What ffmpeg has to say reaches the user as our one line, not beside it.
-logging.getLogger("matplotlib.animation").addHandler(logging.NullHandler())
 
 
 # Pictures
@@ -169,10 +151,13 @@ def draw_training(folds: Sequence[dict[str, list]]) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     curves = {"loss": "loss on training windows", "held_out_error": "wrong pixels in held-out windows"}
-    for panel, (key, title) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+    if not any("held_out_error" in entry for fold in folds for entry in fold["history"]):
+        del curves["held_out_error"]  # recordings all or nothing of which is neuron have none
+    figure = Figure(figsize=(4.5 * len(curves), 3.6), dpi=CHART_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, (key, title) in zip(panels, curves.items(), strict=True):
         for number, fold in enumerate(folds):
             entries = [entry for entry in fold["history"] if key in entry]
             panel.plot(
@@ -189,8 +174,8 @@ def draw_training(folds: Sequence[dict[str, list]]) -> Figure:
         plain(panel)
         if key == "held_out_error":
             panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if len(folds) <= len(LINES):  # of more nobody could tell the colours
-        panel.legend(frameon=False, fontsize=8)
+    if 1 < len(folds) <= len(LINES):  # of more nobody could tell the colours
+        panels[-1].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -209,20 +194,37 @@ def draw_scores(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figur
     matplotlib.figure.Figure
     """
     measures = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
-    figure = Figure(figsize=(10, 1.2 + 0.22 * max(len(rows), 4)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(measures), sharey=True)
-    height = np.arange(len(rows))
-    for panel, (key, title), color in zip(panels, measures.items(), LINES, strict=False):
+    figure = Figure(dpi=CHART_DPI)
+    measure = FigureCanvasAgg(figure).get_renderer().get_text_width_height_descent
+    longest = max(measure(name, FontProperties(size=8), False)[0] for name in names)
+    # Sizes in inches: a panel is equally wide beside short and long names, a row equally high.
+    left, panel_width, gap = 0.25 + longest / CHART_DPI, 1.7, 0.25
+    head, foot, body = 0.5, 0.4, 0.2 * len(rows)
+    width, height = left + len(measures) * (panel_width + gap), head + body + foot
+    figure.set_size_inches(width, height)
+    lines = np.arange(len(rows))
+    for number, (key, title) in enumerate(measures.items()):
+        panel = figure.add_axes(
+            (
+                (left + number * (panel_width + gap)) / width,
+                foot / height,
+                panel_width / width,
+                body / height,
+            )
+        )
         values = [row[key] for row in rows]
-        panel.hlines(height, 0, values, color="0.85", linewidth=1)
-        panel.plot(values, height, "o", color=color, markersize=4)
-        panel.axvline(np.mean(values), color=color, linewidth=1, linestyle=DASHED)
-        panel.set_title(f"{title}, mean {np.mean(values):.3f}", fontsize=10)
+        mean = float(np.mean(values))
+        panel.axvline(mean, color=LINES[1], linewidth=1)
+        panel.hlines(lines, 0, 1, color="0.85", linewidth=0.8, zorder=0)
+        panel.plot(values, lines, "o", color=LINES[0], markersize=4.5, clip_on=False)
+        panel.set_title(f"{title}\nmean {mean:.2f}", fontsize=9)
         panel.set_xlim(0, 1)
+        panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        panel.set_yticks(lines, names if number == 0 else [""] * len(rows), parse_math=False)
+        panel.set_ylim(len(rows) - 0.5, -0.5)  # the first recording on top
         plain(panel)
-    panels[0].set_yticks(height, names, fontsize=8, parse_math=False)
-    panels[0].set_ylim(len(rows) - 0.5, -0.5)  # the first recording on top
+        panel.spines["left"].set_visible(False)
+        panel.tick_params(axis="y", length=0)
     return figure
 
 
@@ -507,297 +509,3 @@ def open_window(figure: Figure) -> None:
     width, height = figure.get_size_inches()
     pyplot.figure(figsize=(width, height), dpi=figure.dpi, FigureClass=lambda *_, **__: figure)
     figure.canvas.manager.set_window_title(figure.get_label())
-
-
-# The movie
-
-
-class Movie:
-    """A recording as a movie: in a window, or saved. Frames are read when they are drawn.
-
-    Parameters
-    ----------
-    recording : Recording
-        Its frames are drawn with one grey scale, taken from frames all over it.
-    regions : sequence of (n, 2) int arrays, optional
-        Neurons to outline in a second panel.
-    labels : str
-        What they are: labelled, found.
-    frames : (int, int), optional
-        First and last frame, counted from 1; by default all.
-    speed : float
-        1 is as fast as the recording was, or 30 frames a second where it does not say. Where that is
-        more than `FASTEST` pictures a second, frames are left out.
-
-    Attributes
-    ----------
-    figure : matplotlib.figure.Figure
-    shown : range
-        Numbers of the frames that are drawn, from 0.
-    fps : float
-        Pictures a second.
-
-    Raises
-    ------
-    UserError
-        The recording has not so many frames, or one of them is unreadable.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        regions: Sequence[np.ndarray] | None = None,
-        *,
-        labels: str = "labelled",
-        frames: tuple[int, int] | None = None,
-        speed: float = 1.0,
-    ) -> None:
-        first, last = frames or (1, len(recording))
-        if not 1 <= first <= min(last, len(recording)):
-            length = len(recording)
-            raise UserError(f"{recording.path}: has frames 1 to {length}, none from {first} to {last}")
-        self.recording = recording
-        self.chosen = frames is not None
-        rate = (recording.rate_hz or UNKNOWN_RATE) * speed
-        step = math.ceil(rate / FASTEST)
-        self.fps = rate / step
-        self.shown = range(first - 1, min(last, len(recording)), step)
-        self.position = 0
-        self.paused = False
-        self._clock = 0.0
-        self._background = None
-        self._error: BaseException | None = None
-
-        count = 1 if regions is None else 2
-        self.figure, axes = make_panels(
-            recording.shape, count, recording.name, MOVIE_PIXELS, recording.pixels_per_micron
-        )
-        limits = movie_limits(recording)
-        self._images = [draw_image(panel, np.zeros(recording.shape), limits) for panel in axes]
-        self._counter = axes[0].set_title("", loc="left", fontsize=10)
-        self._artists = [*self._images, self._counter]
-        if regions is not None:
-            self._artists.append(draw_outlines(axes[1], regions, colors=OUTLINE))
-            axes[1].set_title(count_neurons(len(regions), labels))
-        for artist in self._artists:
-            artist.set_animated(True)  # not part of the background
-        self.figure.canvas.mpl_connect("draw_event", self._on_draw)
-        self.figure.canvas.mpl_connect("key_press_event", self._on_key)
-        self.show(0)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.shown)
-
-    def show(self, position: int) -> None:
-        """Draw one of the pictures: the frame `shown[position]`."""
-        index = self.shown[position]
-        frame = self.recording.frame(index).astype(np.float32)  # what matplotlib draws fastest
-        for image in self._images:
-            image.set_data(frame)
-        rate = self.recording.rate_hz
-        seconds = f", {index / rate:.2f} s" if rate else ""
-        self._counter.set_text(f"frame {index + 1} of {len(self.recording)}{seconds}")
-        self.position = position
-        if self._background is not None:
-            self.figure.canvas.restore_region(self._background)
-            self._draw_artists()
-            self.figure.canvas.blit(self.figure.bbox)
-
-    def _on_draw(self, event: Event | None) -> None:
-        """Keep what stays the same: the figure was drawn anew, at first or in another size."""
-        if not self.figure.canvas.is_saving():
-            self._background = self.figure.canvas.copy_from_bbox(self.figure.bbox)
-            self._draw_artists()
-
-    def _draw_artists(self) -> None:
-        for artist in self._artists:
-            self.figure.draw_artist(artist)
-
-    # In a window
-
-    def play(self) -> None:
-        """Play the movie in a window, over and over; returns when it is closed.
-
-        Space pauses and goes on, the left and right arrows step.
-
-        Raises
-        ------
-        UserError
-            There is no display, or a frame is unreadable.
-        """
-        require_display("use --save FILE")
-        from matplotlib import pyplot
-
-        self._background = None
-        open_window(self.figure)
-        timer = self.figure.canvas.new_timer(interval=max(1, round(500 / self.fps)))
-        timer.add_callback(self._on_timer)
-        self.figure.canvas.mpl_connect("close_event", lambda _: timer.stop())
-        timer.start()
-        self._clock = time.perf_counter()
-        # The arrows would also go through the zooms of the toolbar.
-        with matplotlib.rc_context({"keymap.back": [], "keymap.forward": []}):
-            # Not every window toolkit lets Ctrl-C through.
-            before = signal.signal(signal.SIGINT, self._interrupt)
-            try:
-                pyplot.show()
-            finally:
-                signal.signal(signal.SIGINT, before)
-        if self._error is not None:
-            raise self._error
-
-    def _on_timer(self) -> None:
-        """Go on by as many pictures as are due: where drawing is slow, some are left out."""
-        now = time.perf_counter()
-        due = (now - self._clock) * self.fps
-        if self._error is not None:
-            self._close()
-        elif self.paused:
-            self._clock = now
-        elif due >= 1:
-            self._clock += int(due) / self.fps
-            self._step(int(due))
-
-    def _on_key(self, event: KeyEvent) -> None:
-        if event.key == " ":
-            self.paused = not self.paused
-        elif event.key in ("left", "right"):
-            self.paused = True
-            self._step(1 if event.key == "right" else -1)
-
-    def _step(self, count: int) -> None:
-        try:
-            self.show((self.position + count) % len(self))
-        except Exception as error:  # a window toolkit would print it and go on
-            self._error = error
-            self._close()
-
-    def _interrupt(self, *_: object) -> None:
-        self._error = KeyboardInterrupt()
-
-    def _close(self) -> None:
-        from matplotlib import pyplot
-
-        pyplot.close(self.figure)  # then `play` raises the error
-
-    # In a file
-
-    def save(self, path: str | Path) -> int:
-        """Save the movie, whole or not at all.
-
-        Parameters
-        ----------
-        path : str or Path
-            `.gif`, or `.mp4` where there is ffmpeg. A GIF has the first `GIF_FRAMES` pictures unless
-            the frames were chosen.
-
-        Returns
-        -------
-        int
-            Number of pictures in it.
-
-        Raises
-        ------
-        UserError
-            The file has another suffix, ffmpeg is missing or fails, a frame is unreadable, or the file
-            cannot be written.
-        """
-        path = Path(path)
-        check_movie_suffix(path)
-        gif = path.suffix.lower() == ".gif"
-        count = min(len(self), GIF_FRAMES) if gif and not self.chosen else len(self)
-        with write_whole(path) as temporary:
-            positions = progress_bar(range(count), description=path.name, unit="frame")
-            if gif:
-                save_gif(temporary, self._pictures(positions), count, self.fps)
-            else:
-                self._save_video(temporary, positions, path)
-        return count
-
-    def _pictures(self, positions: Iterable[int]) -> Iterator[np.ndarray]:
-        """Pictures as (height, width, 3) uint8, one in memory at a time."""
-        self.figure.canvas.draw()
-        for position in positions:
-            self.show(position)
-            yield np.asarray(self.figure.canvas.buffer_rgba())[..., :3]
-
-    def _save_video(self, temporary: Path, positions: Iterable[int], path: Path) -> None:
-        writer = FFMpegWriter(fps=self.fps)
-        try:
-            with writer.saving(self.figure, str(temporary), dpi=self.figure.dpi):
-                for position in positions:
-                    self.show(position)
-                    writer.grab_frame()
-        except subprocess.CalledProcessError as error:
-            said = (error.stderr or "").strip().splitlines()
-            raise UserError(
-                f"{path}: ffmpeg failed ({said[-1] if said else error}); save a .gif instead"
-            ) from error
-
-
-def check_movie_suffix(path: str | Path) -> None:
-    """Make sure that a movie can be saved under this name.
-
-    Raises
-    ------
-    UserError
-        The suffix is neither `.gif` nor `.mp4`, or it is `.mp4` and ffmpeg is missing.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".gif", ".mp4"):
-        raise UserError(f"{path}: a movie is saved as .gif or .mp4; choose one of them")
-    if suffix == ".mp4" and not FFMpegWriter.isAvailable():
-        raise UserError(f"{path}: there is no ffmpeg to write .mp4; install it, or save a .gif")
-
-
-def movie_limits(recording: Recording) -> tuple[float, float]:
-    """`grey_limits` of a whole recording, from frames evenly spread over it."""
-    length = len(recording)
-    chosen = np.unique(np.linspace(0, length - 1, min(length, SAMPLE_FRAMES)).round().astype(int))
-    apart = max(1, math.isqrt(math.prod(recording.shape) // SAMPLE_PIXELS))
-    return grey_limits(np.concatenate([recording.frame(int(i))[::apart, ::apart].ravel() for i in chosen]))
-
-
-def save_gif(path: Path, pictures: Iterable[np.ndarray], count: int, fps: float) -> None:
-    """Write pictures as a GIF that runs for ever.
-
-    All have one palette: one chosen anew for every picture would flicker.
-
-    Parameters
-    ----------
-    path : Path
-    pictures : iterable of (height, width, 3) uint8 arrays
-        In grey and mixtures of grey with the colour of outlines.
-    count : int
-        How many they are.
-    fps : float
-        Pictures a second.
-    """
-    palette = gif_palette()
-    levels = np.linspace(0, 255, 64)
-    colors = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
-    nearest = cKDTree(palette).query(colors)[1].astype(np.uint8)
-
-    def indexed(picture: np.ndarray) -> Image.Image:
-        red, green, blue = np.moveaxis(picture >> 2, -1, 0)
-        image = Image.fromarray(nearest[red, green, blue])
-        image.putpalette(palette.tobytes())
-        return image
-
-    images = map(indexed, pictures)
-    # GIF counts in 1/100 s. Rounding the moments, not the durations, keeps the speed on average.
-    moments = np.round(np.arange(count + 1) * 100 / fps).astype(int)
-    durations = (10 * np.diff(moments)).tolist()
-    first = next(images)
-    first.save(path, format="GIF", save_all=True, append_images=images, duration=durations, loop=0)
-
-
-def gif_palette() -> np.ndarray:
-    """Greys, and the colour of outlines laid over them more or less densely: (256, 3) uint8."""
-    color = np.array([int(OUTLINE[i : i + 2], 16) for i in (1, 3, 5)])
-    greys = np.linspace(0, 255, 64)[:, None].repeat(3, axis=1)
-    density = np.linspace(0.125, 1, 8)[:, None, None]
-    ground = np.linspace(0, 255, 24)[:, None]
-    mixed = density * color + (1 - density) * ground
-    return np.concatenate([greys, mixed.reshape(-1, 3)]).round().astype(np.uint8)

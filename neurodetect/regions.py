@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.feature import peak_local_max
-from skimage.segmentation import watershed
 
 from neurodetect.files import UserError, read_json, write_json
 
@@ -88,6 +86,10 @@ def split_touching(mask: np.ndarray) -> np.ndarray:
 
     A watershed of the distance to the nearest background pixel, smoothed, flooded from its peaks.
     """
+    # A third of a second that what only reads or draws neurons need not wait.
+    from skimage.feature import peak_local_max
+    from skimage.segmentation import watershed
+
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SPLIT_SMOOTHING)
     pieces, count = ndimage.label(mask)
     # Peaks are sought piece by piece, so that a small neuron beside a large one keeps its own.

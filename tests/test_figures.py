@@ -1,32 +1,25 @@
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import tifffile
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backend_bases import KeyEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 
-from neurodetect import figures
 from neurodetect.figures import (
-    GIF_FRAMES,
-    OUTLINE,
-    Movie,
     draw_matches,
     draw_regions,
-    gif_palette,
+    draw_scores,
+    draw_training,
     grey_limits,
     outlines,
     require_display,
@@ -34,7 +27,6 @@ from neurodetect.figures import (
     save_figure,
 )
 from neurodetect.files import UserError
-from neurodetect.recording import open_recording
 
 regions_of_pixels = st.lists(
     st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=1, max_size=60, unique=True
@@ -266,6 +258,83 @@ def test_the_same_picture_is_the_same_file(tmp_path):
         assert (np.asarray(picture)[..., :3] == rendered(figure)).all()
 
 
+def histories(folds, held_out=True):
+    """What `train` returned for so many folds, with numbers that tell them apart."""
+    return [
+        {
+            "held_out": [f"recording {fold}"],
+            "history": [
+                {"iteration": i, "loss": fold + 1 / i}
+                | ({"held_out_error": 0.1 * fold + 1 / i} if held_out else {})
+                for i in (100, 200, 250)
+            ],
+        }
+        for fold in range(folds)
+    ]
+
+
+def test_training_is_a_line_for_each_fold():
+    figure = draw_training(histories(3))
+    for axes, key in zip(figure.axes, ("loss", "held_out_error"), strict=True):
+        for line, fold in zip(axes.lines, histories(3), strict=True):
+            assert line.get_xdata().tolist() == [100, 200, 250]
+            assert line.get_ydata().tolist() == [entry[key] for entry in fold["history"]]
+        assert len({to_hex(line.get_color()) for line in axes.lines}) == 3
+        assert axes.get_ylim()[0] == 0
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["fold 1", "fold 2", "fold 3"]
+    assert not any(axes.get_legend() for axes in draw_training(histories(12)).axes)
+
+
+def test_training_without_held_out_windows_is_one_panel():
+    (axes,) = draw_training(histories(2, held_out=False)).axes
+    assert len(axes.lines) == 2
+
+
+def test_one_look_at_the_training_is_seen():
+    before = draw_training([{"held_out": [], "history": []}])
+    after = draw_training([{"held_out": [], "history": [{"iteration": 5, "loss": 0.7}]}])
+    for axes in before.axes:
+        axes.set_xlim(after.axes[0].get_xlim())
+        axes.set_ylim(after.axes[0].get_ylim())
+    assert (rendered(before) != rendered(after)).any()
+
+
+@pytest.mark.parametrize("names", [["a"], ["mouse 1", "mouse 2"], ["W" * 60, "$x$"], [r"a$\frac$"] * 100])
+def test_scores_are_dots_beside_their_names_and_all_of_it_fits(names):
+    rng = np.random.default_rng(0)
+    keys = ("recall", "precision", "combined", "f1_iou50")
+    rows = [dict(zip(keys, rng.random(4), strict=True)) for _ in names]
+    figure = draw_scores(rows, names)
+    picture = rendered(figure)
+    for axes, key in zip(figure.axes, keys, strict=True):
+        (dots,) = (line for line in axes.lines if line.get_marker() == "o")
+        (mean,) = (line for line in axes.lines if line.get_marker() != "o")
+        assert dots.get_xdata().tolist() == [row[key] for row in rows]
+        assert set(mean.get_xdata()) == {np.mean([row[key] for row in rows])}
+        assert f"{mean.get_xdata()[0]:.2f}" in axes.get_title()
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == names
+    boxes = [label.get_window_extent() for label in labels]
+    for label, box, y in zip(labels, boxes, dots.get_ydata(), strict=True):
+        middle = figure.axes[0].transData.transform((0, y))[1]
+        assert box.y0 < middle < box.y1 and box.x0 >= 0, label
+    assert all(above.y0 > below.y1 for above, below in zip(boxes[:-1], boxes[1:], strict=True))
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in zip(titles[:-1], titles[1:], strict=True))
+    border = np.concatenate([picture[[0, -1]].reshape(-1, 3), picture[:, [0, -1]].reshape(-1, 3)])
+    assert (border == 255).all()  # nothing is cut off
+
+
+def test_perfect_scores_are_whole_dots():
+    row = dict.fromkeys(("recall", "precision", "combined", "f1_iou50"), 1.0)
+    figure = draw_scores([row], ["mouse"])
+    box = figure.axes[0].bbox
+    picture = rendered(figure)
+    beyond = picture[:, round(box.x1) + 2 : round(box.x1) + 12]
+    assert (beyond[..., 2] - beyond[..., 0] > 100).any()
+
+
 def test_a_name_with_dollars_is_no_formula(tmp_path):
     save_figure(tmp_path / "a.png", draw_regions(np.eye(30), title=r"run $\frac$ 3"))
     assert (tmp_path / "a.png").exists()
@@ -303,219 +372,3 @@ def test_without_a_display_the_user_learns_what_to_do(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(UserError, match="no display.*use --save"):
         require_display("use --save")
-
-
-# The movie
-
-
-def write_movie(folder, frames, info=None):
-    (folder / "images").mkdir(parents=True)
-    for index, frame in enumerate(frames):
-        tifffile.imwrite(folder / "images" / f"image{index:05}.tiff", frame)
-    if info is not None:
-        (folder / "info.json").write_text(json.dumps(info))
-    return open_recording(folder)
-
-
-@pytest.fixture
-def recording(tmp_path):
-    """Twelve frames of 24 x 60; in frame n, pixel [5, n] is bright."""
-    frames = np.full((12, 24, 60), 10, np.uint16)
-    frames[np.arange(12), 5, np.arange(12)] = 1000
-    return write_movie(tmp_path / "neurofinder.07.00", frames, {"rate-hz": 5})
-
-
-REGIONS = [np.array([[5, 40], [5, 41], [6, 40]])]
-
-
-def bright_column(picture, movie, panel=0):
-    """Image column of the brightest pixel that a picture shows in image row 5."""
-    box = movie.figure.axes[panel].get_window_extent()
-    zoom = box.width / 60
-    row = round(picture.shape[0] - box.y1 + 5.5 * zoom)
-    line = picture[row, round(box.x0) : round(box.x1)].astype(int).sum(axis=-1)
-    return int(np.flatnonzero(line == line.max()).mean() / zoom)
-
-
-def test_a_gif_has_the_frames_in_their_order_and_keeps_the_time(tmp_path, recording):
-    movie = Movie(recording, REGIONS)
-    assert movie.save(tmp_path / "movie.gif") == 12
-    with Image.open(tmp_path / "movie.gif") as gif:
-        assert gif.n_frames == 12
-        assert gif.size == tuple(np.round(movie.figure.get_size_inches() * movie.figure.dpi))
-        assert gif.info["loop"] == 0
-        for index in range(12):
-            gif.seek(index)
-            assert gif.info["duration"] == 200  # ms: 5 frames a second
-            picture = np.asarray(gif.convert("RGB"))
-            assert bright_column(picture, movie, 0) == index
-            assert bright_column(picture, movie, 1) == index
-
-
-def test_a_gif_looks_like_the_movie(tmp_path, recording):
-    movie = Movie(recording, REGIONS)
-    movie.save(tmp_path / "movie.gif")
-    movie.figure.canvas.draw()
-    with Image.open(tmp_path / "movie.gif") as gif:
-        for index in (0, 7):
-            gif.seek(index)
-            movie.show(index)
-            shown = np.asarray(movie.figure.canvas.buffer_rgba())[..., :3].astype(int)
-            difference = np.abs(np.asarray(gif.convert("RGB")) - shown)
-            assert difference.mean() < 1 and difference.max() < 20
-            assert (np.asarray(gif.convert("RGB"))[0, 0] == 255).all()
-
-
-def test_the_palette_has_black_white_and_the_outlines():
-    palette = gif_palette()
-    assert palette.shape == (256, 3)
-    for color in ([0, 0, 0], [255, 255, 255], [int(OUTLINE[i : i + 2], 16) for i in (1, 3, 5)]):
-        assert (palette == color).all(axis=1).any()
-
-
-def test_frames_are_counted_from_1_and_timed_from_0(recording):
-    movie = Movie(recording, REGIONS)
-    movie.show(3)
-    assert movie.figure.axes[0].get_title(loc="left") == "frame 4 of 12, 0.60 s"
-
-
-def test_the_time_is_left_out_where_the_rate_is_unknown(tmp_path):
-    movie = Movie(write_movie(tmp_path / "a", np.zeros((2, 20, 20), np.uint8)))
-    assert movie.figure.axes[0].get_title(loc="left") == "frame 1 of 2"
-    assert movie.fps == 30 and len(movie.figure.axes) == 1
-
-
-def test_some_frames_can_be_chosen(tmp_path, recording):
-    movie = Movie(recording, frames=(4, 6))
-    assert list(movie.shown) == [3, 4, 5]
-    assert movie.save(tmp_path / "movie.gif") == 3
-    assert list(Movie(recording, frames=(11, 99)).shown) == [10, 11]
-    with pytest.raises(UserError, match=r"neurofinder\.07\.00.*frames 1 to 12"):
-        Movie(recording, frames=(13, 20))
-
-
-@pytest.mark.parametrize(
-    "speed, fps, shown", [(0.5, 2.5, 12), (1, 5, 12), (10, 50, 12), (11, 27.5, 6), (100, 50, 2)]
-)
-def test_speed_leaves_out_frames_only_where_it_must(recording, speed, fps, shown):
-    movie = Movie(recording, speed=speed)
-    assert movie.fps == pytest.approx(fps) and len(movie) == shown
-
-
-def test_gif_durations_add_up_at_any_rate(tmp_path):
-    frames = np.random.default_rng(0).integers(0, 99, (31, 20, 20)).astype(np.uint8)
-    movie = Movie(write_movie(tmp_path / "a", frames))  # 30 frames a second are 3.33 hundredths each
-    movie.save(tmp_path / "movie.gif")
-    total = 0
-    with Image.open(tmp_path / "movie.gif") as gif:
-        for index in range(gif.n_frames):
-            gif.seek(index)
-            total += gif.info["duration"]
-    assert total == 1030
-
-
-def test_a_gif_of_a_long_recording_has_its_beginning(tmp_path, monkeypatch, recording):
-    assert GIF_FRAMES == 100
-    monkeypatch.setattr(figures, "GIF_FRAMES", 5)
-    assert Movie(recording).save(tmp_path / "movie.gif") == 5
-    assert Movie(recording, frames=(1, 8)).save(tmp_path / "movie.gif") == 8
-
-
-def test_one_grey_scale_for_the_whole_movie(tmp_path):
-    frames = np.stack([np.full((20, 20), level, np.uint16) for level in range(0, 1000, 10)])
-    movie = Movie(write_movie(tmp_path / "a", frames))
-    limits = [image.get_clim() for image in movie.figure.axes[0].images]
-    movie.show(50)
-    movie.show(99)
-    assert [image.get_clim() for image in movie.figure.axes[0].images] == limits
-    assert limits[0][0] < 20 and limits[0][1] > 970
-
-
-def test_one_frame_is_a_movie_too(tmp_path):
-    movie = Movie(write_movie(tmp_path / "a", np.eye(20, dtype=np.uint16)[None]), REGIONS[:0])
-    assert movie.save(tmp_path / "movie.gif") == 1
-    with Image.open(tmp_path / "movie.gif") as gif:
-        assert gif.n_frames == 1
-
-
-def test_frames_are_read_when_they_are_drawn(tmp_path, recording, monkeypatch):
-    movie = Movie(recording)
-    read = []
-    frame = recording.frame
-    monkeypatch.setattr(recording, "frame", lambda index: read.append(index) or frame(index))
-    movie.show(7)
-    movie.show(2)
-    assert read == [7, 2]
-
-
-def test_space_pauses_and_arrows_step(recording, monkeypatch):
-    movie = Movie(recording)  # 5 frames a second
-
-    def press(key):
-        canvas = movie.figure.canvas
-        canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, key))
-
-    clock = [0.0]
-    monkeypatch.setattr(figures.time, "perf_counter", lambda: clock[0])
-
-    def wait(seconds):
-        clock[0] += seconds
-        movie._on_timer()
-        return movie.position
-
-    assert [wait(0.1), wait(0.11), wait(0.2)] == [0, 1, 2]
-    assert wait(0.6) == 5  # where drawing is slow, pictures are left out
-    press(" ")
-    assert wait(10) == 5
-    press("right")
-    assert movie.position == 6
-    press("left")
-    press("left")
-    assert movie.position == 4
-    press(" ")
-    assert wait(0.21) == 5
-    assert wait(0.2 * 8) == 1  # over and over
-    press("left")
-    press("left")
-    assert movie.position == 11 and movie.paused
-
-
-def test_only_what_moves_is_drawn_anew(recording, monkeypatch):
-    movie = Movie(recording, REGIONS)
-    movie.figure.canvas.draw()
-    draws = []
-    monkeypatch.setattr(type(movie.figure), "draw", lambda *_: draws.append(1))
-    before = np.asarray(movie.figure.canvas.buffer_rgba()).copy()
-    movie.show(9)
-    after = np.asarray(movie.figure.canvas.buffer_rgba())
-    assert not draws
-    assert bright_column(before, movie) == 0 and bright_column(after, movie) == 9
-
-
-def test_a_movie_that_fails_leaves_the_old_one(tmp_path, recording):
-    path = tmp_path / "movie.gif"
-    path.write_bytes(b"old")
-    movie = Movie(recording)
-    (tmp_path / "neurofinder.07.00" / "images" / "image00005.tiff").write_bytes(b"II*\0")
-    with pytest.raises(UserError, match="image00005"):
-        movie.save(path)
-    assert path.read_bytes() == b"old"
-    assert sorted(os.listdir(tmp_path)) == ["movie.gif", "neurofinder.07.00"]
-
-
-def test_other_suffixes_are_refused(tmp_path, recording):
-    with pytest.raises(UserError, match=r"movie\.avi.*\.gif or \.mp4"):
-        Movie(recording).save(tmp_path / "movie.avi")
-
-
-def test_without_ffmpeg_a_video_is_refused(tmp_path, recording, monkeypatch):
-    monkeypatch.setattr("matplotlib.animation.FFMpegWriter.isAvailable", lambda: False)
-    with pytest.raises(UserError, match="ffmpeg.*gif"):
-        Movie(recording).save(tmp_path / "movie.mp4")
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
-def test_a_video_is_written(tmp_path, recording):
-    assert Movie(recording, REGIONS).save(tmp_path / "movie.mp4") == 12
-    assert (tmp_path / "movie.mp4").read_bytes()[4:8] == b"ftyp"
-    assert sorted(os.listdir(tmp_path)) == ["movie.mp4", "neurofinder.07.00"]

@@ -644,3 +644,42 @@ def test_page_is_readable_without_javascript(browser, file):
     page.locator("#recording-2 > summary").click()
     assert page.locator("#recording-2 .outline.found").is_visible()
     context.close()
+
+
+def test_small_neuron_within_a_large_one_is_felt(browser, tmp_path):
+    nested = [block(12, 22, 6, 6), block(5, 10, 25, 40)]
+    for order in (nested, nested[::-1]):
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.goto(report(tmp_path, [section("nested", IMAGE, order, PROBABILITY)]).as_uri())
+        hover_pixel(page, 14, 24)
+        assert [row.split("\t")[1] for row in lit_rows(page)] == ["36"]
+        hover_pixel(page, 25, 40)
+        assert [row.split("\t")[1] for row in lit_rows(page)] == ["1000"]
+        page.close()
+
+
+def test_dragging_moves_the_zoomed_image_and_chooses_nothing(page):
+    page.get_by_label("zoom").first.fill("4")
+    view = page.locator("#recording-1 .view")
+    view.scroll_into_view_if_needed()
+    box = view.bounding_box()
+    before = view.evaluate("v => [v.scrollLeft, v.scrollTop]")
+    x, y = box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 60
+    page.mouse.move(x, y)  # right and below of the image's middle, its pixel [20, 30]: labelled neuron 2
+    assert len(lit_rows(page)) == 1
+    page.mouse.down()
+    page.mouse.move(x - 40, y - 30, steps=4)
+    page.mouse.up()
+    assert view.evaluate("v => [v.scrollLeft, v.scrollTop]") == pytest.approx(
+        [before[0] + 40, before[1] + 30], abs=1
+    )
+    assert page.locator("#recording-1 tr.pinned").count() == 0
+    page.mouse.click(x - 40, y - 30)  # without a move it is a click
+    assert page.locator("#recording-1 tr.pinned").count() == 1
+
+
+def test_printed_score_table_fits_the_paper(page):
+    page.set_viewport_size({"width": 700, "height": 900})  # A4 between its margins
+    page.emulate_media(media="print")
+    table = page.locator(".scores table").bounding_box()
+    assert table["x"] + table["width"] <= 700
