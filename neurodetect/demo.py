@@ -19,8 +19,10 @@ TRAINING, TEST = ("simulated.00", "simulated.01", "simulated.02"), ("simulated.0
 SHAPE = (144, 160)  #: pixels, not square: an exchange of rows and columns would show
 FRAMES = 100
 # Small, so that the demo takes minutes: real recordings want the defaults.
-CROSSVALIDATION = ["--folds", "2", "--iterations", "80", "--batch-size", "50", "--stride", "4"]
-PREDICTION = ["--iterations", "200", "--batch-size", "50", "--stride", "2"]
+CROSSVALIDATION = (
+    "--folds 2 --iterations 80 --batch-size 50 --stride 4 --output validation/scores.json".split()
+)
+PREDICTION = "--iterations 200 --batch-size 50 --stride 2 --output found/submission.json".split()
 
 
 def main() -> None:
@@ -42,14 +44,16 @@ def main() -> None:
     unseen = [f"recordings/{name}" for name in TEST]
     run(folder, "preprocessing.py", *recordings, "train")
     run(folder, "preprocessing.py", *unseen, "test")
-    run(folder, "conv2d_crossvalidation.py", "train", *CROSSVALIDATION)
-    run(folder, "conv2d_predict.py", "train", "test", *PREDICTION)
-    run(folder, "play_animation.py", *unseen, "--submission", "submission.json", "--save", "movie.gif")
+    stopped = ["--resume"] if any(folder.glob("*/*.unfinished")) else []
+    run(folder, "conv2d_crossvalidation.py", "train", *CROSSVALIDATION, *stopped)
+    run(folder, "conv2d_predict.py", "train", "test", *PREDICTION, *stopped)
+    run(folder, "play_animation.py", *unseen, "--submission", "found/submission.json", "--save", "movie.gif")
 
     console.say(
-        f"\nDone. Look at {folder}/submission_{TEST[0]}.png, what was found in a recording that the network "
-        f"had\nnot seen, at {folder}/crossvalidation_{TRAINING[0]}.png and at {folder}/movie.gif. "
-        "\nNext: the same commands on your own recordings, see README.md."
+        "\nDone. Open these two in a browser:\n"
+        f"  {folder}/found/report.html, what was found in a recording that the network had not seen\n"
+        f"  {folder}/validation/report.html, how good it is\n"
+        f"and look at {folder}/movie.gif. Next: the same commands on your own recordings, see README.md."
     )
 
 
