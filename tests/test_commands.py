@@ -74,6 +74,15 @@ def test_preprocessing_against_numpy_on_the_whole_stack(lab):
     }
 
 
+def test_the_same_recordings_give_the_same_files(lab, run_command, tmp_path):
+    result = run_command("preprocessing.py", *(lab / name for name in TRAINING), tmp_path)
+    assert result.returncode == 0, result.stderr
+    before, again = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (lab / "train", tmp_path)
+    )
+    assert again == before
+
+
 def test_cross_validation(lab, run_command):
     result = run_command("conv2d_crossvalidation.py", "train", "--folds", 2, *QUICK, cwd=lab)
     assert result.returncode == 0, result.stderr
