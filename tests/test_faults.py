@@ -30,7 +30,7 @@ COMMANDS = {
     "conv2d_predict.py": ("train", "test"),
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-KILLS_EACH = 3  #: a run is killed up to so many times before it may end
+KILLS_EACH = 6  #: a run is killed up to so many times before it may end
 
 torch.optim.Adam([torch.zeros(1)])  # loads a good part of PyTorch
 
@@ -40,9 +40,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to 
 def child(folder: Path, script: str, arguments: tuple[str, ...]) -> None:
     """Run a command as a user's shell would, in a process that has loaded the heavy modules already."""
     os.chdir(folder)
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    sys.stdout = sys.stderr = open("log.txt", "a", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     network.HIDDEN_UNITS = 6  # a checkpoint of the whole network has a gigabyte
@@ -108,7 +106,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_in_one_go(prepared, tmp_pat
         shutil.rmtree(killed, ignore_errors=True)
         shutil.copytree(prepared, killed)
         for _ in range(KILLS_EACH):
-            kill = chance.uniform(0, 1.2 * duration), chance.choice(SIGNALS)
+            kill = chance.uniform(0, 0.6 * duration), chance.choice(SIGNALS)
             code = run(killed, script, *arguments, "--resume", "--checkpoint-every", "0", kill=kill)
             log = (killed / "log.txt").read_text() if (killed / "log.txt").exists() else ""
             if code == 0:

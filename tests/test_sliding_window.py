@@ -126,7 +126,7 @@ def test_sharing_changes_nothing(
 def test_more_windows_than_a_batch(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block wider than a batch, and one whose last batch is smaller than the others."""
     for shape, block_side in (((1, 30), 70), ((14, 5), None)):
-        monkeypatch.setattr(sliding_window, "BATCH", 25)
+        monkeypatch.setitem(sliding_window.BATCH, "cpu", 25)
         image = random_image(shape)
         expected = brute_force_map(network, image, 1)
         actual = probability_map(network, image, 1, precision="float32", block_side=block_side)
