@@ -230,7 +230,8 @@ def load_safely(path: str | Path, kind: str, advice: str, mapped: bool = False) 
 def signals_held() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C and SIGTERM back until the block ends, and let it ask whether one came.
 
-    A second one is not held back. Outside the main thread nothing is.
+    A second one is not held back, nor is one that is ignored, as Ctrl-C is behind `nohup`. Outside the main
+    thread nothing is.
 
     Yields
     ------
@@ -241,7 +242,8 @@ def signals_held() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def release() -> None:
         for number, handler in before.items():

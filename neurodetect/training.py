@@ -278,6 +278,8 @@ def train(
             bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         if checkpoint is not None and done > kept_at:
             keep()
+    if done < iterations:
+        raise KeyboardInterrupt  # whoever handled the signal went on, but there is no trained network
     network.eval()
     return history
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 
 import numpy as np
 import pytest
@@ -136,6 +137,23 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_never_stopped(
     # The two short runs looked at their last iteration too.
     assert [entry for entry in history if entry["iteration"] != 3] == expected_history
     assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
+
+
+def test_stopped_training_never_passes_for_trained(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))  # a handler that goes on
+    monkeypatch.setattr(
+        sampler, "sample", lambda count: (signal.raise_signal(signal.SIGTERM), sample(count))[1]
+    )
+    sample = PatchSampler.sample.__get__(sampler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(NeuronNet(), sampler, 3, 4)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_handled_in_parts(network, recordings, monkeypatch):
