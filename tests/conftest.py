@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import runpy
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from neurodetect import network as network_module
 from neurodetect.network import NeuronNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +34,25 @@ def run_command() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
 
     return run
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a script in a folder as `run_command` does, but in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 6)  # the weights are 2 MB instead of 325
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(script, *arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        return subprocess.CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:

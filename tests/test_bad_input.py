@@ -9,18 +9,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import runpy
-import signal
 import sys
-import warnings
 from contextlib import contextmanager
-from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import ROOT, assert_refused
+from conftest import assert_refused
 
 from neurodetect import network as network_module
 from neurodetect.files import UserError, write_json
@@ -48,25 +44,6 @@ def write_frames(folder, *frames):
 def listing(folder):
     """Everything below a folder, with the bytes of the files."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run a script in a folder as `run_command` does, but in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 6)  # the weights are 2 MB instead of 325
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(script, *arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        return CompletedProcess(sys.argv, end.value.code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 class Payload:

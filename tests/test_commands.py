@@ -226,7 +226,7 @@ def test_the_movie_of_a_submission(lab, predicted, run_command, tmp_path):
         (["play_animation.py", "nowhere", "--save", "a.gif"], ["nowhere"]),
     ],
 )
-def test_mistakes_end_in_one_line_and_write_nothing(lab, run_command, tmp_path, arguments, words):
+def test_mistakes_end_in_one_line_and_write_nothing(lab, command, tmp_path, arguments, words):
     for name in ("train", "test", *TRAINING):
         (tmp_path / name).symlink_to(lab / name)
     (tmp_path / "a_file").write_text("text")
@@ -234,7 +234,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(lab, run_command, tmp_path, 
     (tmp_path / "constant").mkdir()
     tifffile.imwrite(tmp_path / "constant" / "frame.tif", np.full((8, 9), 7, np.uint8))
     before = sorted(tmp_path.rglob("*"))
-    assert_refused(run_command(*arguments, cwd=tmp_path), *words)
+    assert_refused(command(*arguments), *words)
     # The folder of the output may have been made to see whether it can be; nothing is in it.
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "out"] == before
 
