@@ -83,8 +83,9 @@ def test_the_same_recordings_give_the_same_files(lab, run_command, tmp_path):
     assert again == before
 
 
-def test_cross_validation(lab, run_command):
-    result = run_command("conv2d_crossvalidation.py", "train", "--folds", 2, *QUICK, cwd=lab)
+def test_cross_validation(lab, command):
+    output = ("--output", lab / "crossvalidation.json")
+    result = command("conv2d_crossvalidation.py", lab / "train", "--folds", 2, *QUICK, *output)
     assert result.returncode == 0, result.stderr
     content = json.loads((lab / "crossvalidation.json").read_text())
     # Natural order: 2 before 10.
