@@ -34,7 +34,7 @@ def main() -> None:
 
     from pathlib import Path
 
-    from neurodetect.checkpoint import CHECKPOINT_BYTES, UnfinishedRun
+    from neurodetect.checkpoint import CHECKPOINT_BYTES
     from neurodetect.figures import draw_scores, draw_training, save_figure
     from neurodetect.files import require_writable, write_json
     from neurodetect.projection import digests, read_labelled, standardize
@@ -60,19 +60,7 @@ def main() -> None:
     )
 
     rows, histories, sections = {}, [], {}
-    with UnfinishedRun(
-        output.with_suffix(".unfinished"),
-        console.identity(settings, training=inputs),
-        resume=args.resume,
-        seconds=60 * args.checkpoint_every,
-        keep=args.keep_checkpoint,
-    ) as unfinished:
-        if args.resume:
-            console.say(
-                f"Going on with the run in {unfinished.folder}"
-                if unfinished.resumed
-                else "Nothing to resume, starting from the beginning"
-            )
+    with console.unfinished_run(args, console.identity(settings, training=inputs)) as unfinished:
         for number, fold in enumerate(folds, start=1):
             label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in fold]

@@ -53,7 +53,7 @@ def main() -> None:
 
     from pathlib import Path
 
-    from neurodetect.checkpoint import CHECKPOINT_BYTES, UnfinishedRun
+    from neurodetect.checkpoint import CHECKPOINT_BYTES
     from neurodetect.exports import export
     from neurodetect.figures import save_figure
     from neurodetect.files import digest, require_writable, write_json
@@ -91,19 +91,7 @@ def main() -> None:
         inputs["training"] = digests(args.train_folder, training)
 
     found, rows, maps, sections = {}, {}, [], []
-    with UnfinishedRun(
-        output.with_suffix(".unfinished"),
-        console.identity(settings, **inputs),
-        resume=args.resume,
-        seconds=60 * args.checkpoint_every,
-        keep=args.keep_checkpoint,
-    ) as unfinished:
-        if args.resume:
-            console.say(
-                f"Going on with the run in {unfinished.folder}"
-                if unfinished.resumed
-                else "Nothing to resume, starting from the beginning"
-            )
+    with console.unfinished_run(args, console.identity(settings, **inputs)) as unfinished:
         if args.model is None:
             console.say(
                 f"Training on {console.count(len(training), 'recording')}, {args.iterations} iterations, "

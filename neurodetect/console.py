@@ -14,10 +14,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurodetect import __version__, progress
 from neurodetect.files import UserError, reason
+
+if TYPE_CHECKING:
+    from neurodetect.checkpoint import UnfinishedRun
 
 # A training step makes and frees gigabytes; with huge pages that takes half the time. PyTorch reads
 # this when it is imported, after the arguments are parsed.
@@ -213,6 +217,26 @@ def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, A
         "PyTorch": settings["versions"]["torch"],
         **files,
     }
+
+
+def unfinished_run(args: argparse.Namespace, identity: dict[str, Any]) -> UnfinishedRun:
+    """The unfinished run beside `--output`, to be begun or gone on with as the resume options say."""
+    from neurodetect.checkpoint import UnfinishedRun
+
+    run = UnfinishedRun(
+        Path(args.output).with_suffix(".unfinished"),
+        identity,
+        resume=args.resume,
+        seconds=60 * args.checkpoint_every,
+        keep=args.keep_checkpoint,
+    )
+    if args.resume:
+        say(
+            f"Going on with the run in {run.folder}"
+            if run.resumed
+            else "Nothing to resume, starting from the beginning"
+        )
+    return run
 
 
 def say(text: str, level: int = 1) -> None:

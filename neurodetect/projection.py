@@ -14,12 +14,11 @@ from neurodetect.files import (
     digest,
     natural_key,
     read_array,
-    read_json,
     reason,
     write_array,
     write_json,
 )
-from neurodetect.recording import positive_number
+from neurodetect.recording import read_scale
 from neurodetect.regions import read_regions, regions_to_mask, write_regions
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
@@ -258,9 +257,7 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
         if not np.array_equal(mask, regions_to_mask(regions, image.shape)):
             raise UserError(f"{mask_file}: does not show the neurons of {regions_file.name}; {again}")
         mask = mask.astype(np.uint8, order="C")
-    info = read_json(info_file) if info_file.exists() else {}
-    pixels_per_micron = positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
-    return Prepared(name, image, mask, regions, pixels_per_micron)
+    return Prepared(name, image, mask, regions, read_scale(info_file))
 
 
 def read_folder(folder: str | Path) -> list[Prepared]:

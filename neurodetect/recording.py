@@ -162,6 +162,12 @@ def the_labels(files: list[Path]) -> Path | None:
     return files[0] if files else None
 
 
+def read_scale(info_file: Path) -> float | None:
+    """Pixels per micrometre that an `info.json` gives, None where there is none."""
+    info = read_json(info_file) if info_file.exists() else {}
+    return positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
+
+
 def positive_number(value: Any) -> float | None:
     """The value as a float if it is a positive, finite number, None otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:

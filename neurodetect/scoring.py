@@ -315,16 +315,9 @@ def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.nda
     }
 
 
-def read_scale(info_file: Path) -> float | None:
-    """Pixels per micrometre that an `info.json` gives, None where there is none."""
-    from neurodetect.recording import positive_number
-
-    info = read_json(info_file) if info_file.exists() else {}
-    return positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
-
-
 def main() -> None:
     from neurodetect import console
+    from neurodetect.recording import read_scale
 
     parser = console.Parser(
         __doc__,
