@@ -57,8 +57,8 @@ def main() -> None:
     from neurodetect.exports import export
     from neurodetect.figures import save_figure
     from neurodetect.files import digest, require_writable, write_json
-    from neurodetect.projection import digests, read_folder, read_labelled, standardize
-    from neurodetect.regions import find_regions, write_submission
+    from neurodetect.projection import digests, expected_area, neuron_area, read_folder, read_labelled, scale
+    from neurodetect.regions import find_regions, mean_probability, write_submission
     from neurodetect.report import assess, write_report
     from neurodetect.scoring import table
     from neurodetect.sliding_window import probability_map
@@ -80,6 +80,7 @@ def main() -> None:
         require_writable(output.parent)
         network, trained_on = load_network(args.model)
         network.to(device)
+        settings["background"] = trained_on.get("background", "keep")
         inputs["model"] = {Path(args.model).name: digest(args.model)}
         console.say(f"Weights of {args.model}, on {device.type} in {precision}")
     else:
@@ -90,7 +91,7 @@ def main() -> None:
             console.warn(f"{name} has no labels (no y_{name}.npy) and is not trained on")
         inputs["training"] = digests(args.train_folder, training)
 
-    found, rows, maps, sections = {}, {}, [], []
+    found, sureness, rows, maps, sections = {}, {}, {}, [], []
     with console.unfinished_run(args, console.identity(settings, **inputs)) as unfinished:
         if args.model is None:
             console.say(
@@ -104,6 +105,8 @@ def main() -> None:
                 seed=args.seed,
                 device=device,
                 precision=precision,
+                recipe=args.recipe,
+                background=args.background,
                 checkpoint=unfinished.checkpoint("training"),
                 description="training",
             )
@@ -111,6 +114,7 @@ def main() -> None:
                 **settings,
                 "recordings": [recording.name for recording in training],
                 "inputs": inputs["training"],
+                "neuron_area": neuron_area(training),
                 "loss": history[-1]["loss"],
             }
             save_network(args.save_model, network, trained_on)
@@ -121,13 +125,20 @@ def main() -> None:
                 recording.name,
                 probability_map,
                 network,
-                standardize(recording.image),
+                scale(recording.image, settings["background"]),
                 args.stride,
                 precision=precision,
                 description=recording.name,
             )
             maps.append(probability)
-            found[recording.name] = regions = find_regions(probability, args.regions)
+            found[recording.name] = regions = find_regions(
+                probability,
+                args.regions,
+                smallest_area=args.smallest_area,
+                threshold=args.threshold,
+                typical_area=expected_area(trained_on.get("neuron_area", {}), recording.pixels_per_micron),
+            )
+            sureness[recording.name] = mean_probability(probability, regions)
             seen = recording.name in trained_on.get("recordings", [])
             note = "was trained on, which says nothing about new recordings" if seen else ""
             row, figure, page = assess(recording, regions, probability, note)
@@ -136,7 +147,7 @@ def main() -> None:
             sections.append(page)
             save_figure(output.with_name(f"{output.stem}_{recording.name}.png"), figure)
             console.say(f"{recording.name}: {console.count(len(regions), 'neuron')}")
-        write_submission(output, found)
+        write_submission(output, found, sureness)
         for recording, probability in zip(recordings, maps, strict=True):
             stem = output.with_name(f"{output.stem}_{recording.name}")
             for form in args.export:

@@ -108,7 +108,7 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """--iterations and --batch-size."""
+    """--iterations, --batch-size, --recipe and --background."""
     parser.add_argument(
         "--iterations",
         type=number_in(int, 1),
@@ -123,10 +123,26 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="40 x 40 windows per training step, half of them centred on a neuron (default: 100)",
     )
+    parser.add_argument(
+        "--recipe",
+        choices=("now", "2016"),
+        default="now",
+        help="2016 trains as the challenge's entry was: windows flipped only, one learning rate to the end; "
+        "now turns them in all eight ways, varies their brightness and contrast, and lets the learning "
+        "rate go down to zero, which finds more neurons (default: now)",
+    )
+    parser.add_argument(
+        "--background",
+        choices=("keep", "subtract"),
+        default="keep",
+        help="subtract takes the local brightness off each image before the network sees it: for images "
+        "with bright and dark areas, and for recordings from another microscope than the labelled ones "
+        "(default: keep)",
+    )
 
 
 def add_detection_options(parser: argparse.ArgumentParser) -> None:
-    """--stride, --regions, --seed, --device and --precision."""
+    """--stride, --regions, --threshold, --smallest-area, --seed, --device and --precision."""
     parser.add_argument(
         "--stride",
         type=number_in(int, 1, LARGEST_STRIDE),
@@ -141,6 +157,21 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         default="watershed",
         help="how labelled pixels become neurons: watershed tells touching neurons apart, connected "
         "gives plain connected components (default: watershed)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=number_in(float, 0, 1),
+        default=0.5,
+        metavar="P",
+        help="pixels whose probability of being neuron is above this are neuron: higher finds fewer and "
+        "surer ones; the cross-validation draws what each threshold gives (default: 0.5)",
+    )
+    parser.add_argument(
+        "--smallest-area",
+        type=number_in(float, 1),
+        metavar="PX",
+        help="regions of fewer pixels are dropped (default: two fifths of the labelled neurons' median area, "
+        "in µm² where the scale of all recordings is known)",
     )
     parser.add_argument(
         "--seed",
@@ -210,7 +241,10 @@ def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, A
     **digests : dict of str to str
         SHA-256 of the files of a kind, by name.
     """
-    keys = ("iterations", "batch_size", "folds", "stride", "regions", "seed", "device", "precision")
+    keys = (
+        *("iterations", "batch_size", "recipe", "background", "folds", "stride"),
+        *("regions", "threshold", "smallest_area", "seed", "device", "precision"),
+    )
     files = {f"{kind} file {name}": value for kind, of in digests.items() for name, value in of.items()}
     return {
         **{key: settings[key] for key in keys if key in settings},

@@ -228,6 +228,50 @@ def draw_scores(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figur
     return figure
 
 
+def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
+    """Recall against precision, and the scores, over the threshold of the probability.
+
+    Parameters
+    ----------
+    curve : sequence of dict
+        What `scoring.mean_curve` returned.
+    chosen : float
+        The threshold that was used; marked.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = Figure(figsize=(8.4, 3.6), dpi=CHART_DPI, layout="constrained")
+    trade, scores = figure.subplots(1, 2)
+    values = {key: [row[key] for row in curve] for key in curve[0]}
+    trade.plot(values["recall"], values["precision"], "o-", color=LINES[0], markersize=3.5, linewidth=1)
+    for row in curve[::4]:
+        trade.annotate(
+            f"{row['probability']:g}",
+            (row["recall"], row["precision"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    trade.set_xlabel("recall")
+    trade.set_ylabel("precision")
+    trade.set_title("each dot a threshold", fontsize=9)
+    names = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
+    for (key, name), color in zip(names.items(), LINES, strict=False):
+        scores.plot(values["probability"], values[key], color=color, linewidth=1.2, label=name)
+    scores.axvline(chosen, color="0.6", linewidth=1, linestyle=":", label="used here")
+    scores.set_xlabel("threshold: a pixel above it is neuron")
+    scores.set_title("mean over the recordings", fontsize=9)
+    scores.legend(fontsize=8, frameon=False)
+    for panel in (trade, scores):
+        panel.set_ylim(0, 1.02)
+        plain(panel)
+    trade.set_xlim(0, 1.02)
+    scores.set_xlim(0, 1)
+    return figure
+
+
 def plain(panel: Axes) -> None:
     """No more frame than two axes."""
     panel.spines[["top", "right"]].set_visible(False)

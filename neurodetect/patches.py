@@ -12,6 +12,8 @@ from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW
 
 PADDING = WINDOW // 2  #: pixels of zeros around an image, so that every pixel can be a window's centre
+CONTRAST = 0.5  #: of augmented windows, natural logarithm of the largest factor
+BRIGHTNESS = 0.6  #: of augmented windows, in standard deviations of the image
 INDEX = np.int32  #: of pixels in all images together; 2**31 of them would take 10 GB
 
 
@@ -31,6 +33,10 @@ class PatchSampler:
         Where windows are drawn and stay.
     seed : int
         Same seed, same machine: same windows.
+    augment : bool
+        Beside the flips: rows and columns of a window change places with probability 1/2, which makes all
+        eight orientations of a square; and its contrast is multiplied by e^-CONTRAST to e^CONTRAST and
+        its brightness moved by up to BRIGHTNESS standard deviations of the image. Padding stays zero.
 
     Raises
     ------
@@ -46,8 +52,9 @@ class PatchSampler:
         masks: Sequence[np.ndarray],
         device: torch.device | str = "cpu",
         seed: int = 0,
+        augment: bool = False,
     ) -> None:
-        flat_images, flat_masks, neuron, background, starts, widths = [], [], [], [], [], []
+        flat_images, flat_masks, flat_real, neuron, background, starts, widths = [[] for _ in range(7)]
         start = 0
         for image, mask in zip(images, masks, strict=True):
             if np.ndim(image) != 2 or np.shape(image) != np.shape(mask):
@@ -59,6 +66,7 @@ class PatchSampler:
             background.append((start + np.flatnonzero(real & ~padded_mask)).astype(INDEX))
             flat_images.append(padded_image.ravel())
             flat_masks.append(padded_mask.ravel())
+            flat_real.append(real.ravel())
             starts.append(start)
             widths.append(padded_image.shape[1])
             start += padded_image.size
@@ -78,10 +86,12 @@ class PatchSampler:
         self._neuron, self._background = gather(neuron), gather(background)
         self._starts = torch.tensor(starts, device=device)
         self._widths = torch.tensor(widths, device=device)
+        self._augment = augment
+        self._real = gather(flat_real) if augment else None  # padding stays zero
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw windows: half centred on neuron pixels, half on others, each flipped at random.
+        """Draw windows: half centred on neuron pixels, half on others, each turned at random.
 
         Window rows are r - 20 … r + 19 about the centre's row r, columns alike; the target is the
         mask in the middle 20 x 20 pixels. Up-down and left-right flips come with probability 1/2 each.
@@ -100,7 +110,14 @@ class PatchSampler:
         centers = torch.cat(
             [self._draw(self._neuron, count // 2), self._draw(self._background, count - count // 2)]
         )
-        return self._windows(centers, self._flips(count), self._flips(count))
+        flips = self._coins(count), self._coins(count)
+        pixels = self._pixels(centers, *flips, self._coins(count) if self._augment else None)
+        middle = pixels[:, MARGIN : MARGIN + TARGET, MARGIN : MARGIN + TARGET]
+        windows, targets = self._images[pixels], self._masks[middle].flatten(1).float()
+        if self._augment:
+            contrast, brightness = self._uniform(count, CONTRAST), self._uniform(count, BRIGHTNESS)
+            windows = torch.where(self._real[pixels], contrast.exp() * windows + brightness, windows)
+        return windows.unsqueeze(1), targets
 
     def state(self) -> Tensor:
         """Where the random numbers are: a uint8 tensor on the CPU, for `restore`."""
@@ -114,10 +131,18 @@ class PatchSampler:
         chosen = torch.randint(len(candidates), (count,), device=self.device, generator=self._generator)
         return candidates[chosen].long()
 
-    def _flips(self, count: int) -> Tensor:
+    def _coins(self, count: int) -> Tensor:
         return torch.randint(2, (count,), device=self.device, generator=self._generator).bool()
 
-    def _windows(self, centers: Tensor, flip_rows: Tensor, flip_columns: Tensor) -> tuple[Tensor, Tensor]:
+    def _uniform(self, count: int, limit: float) -> Tensor:
+        """From -limit to limit, one for each window: (count, 1, 1)."""
+        drawn = torch.rand(count, 1, 1, device=self.device, generator=self._generator)
+        return (2 * drawn - 1) * limit
+
+    def _pixels(
+        self, centers: Tensor, flip_rows: Tensor, flip_columns: Tensor, transpose: Tensor | None
+    ) -> Tensor:
+        """Where in the flat images the windows about these centres are: (count, 40, 40)."""
         width = self._widths[torch.bucketize(centers, self._starts, right=True) - 1]
         corner = centers - PADDING * width - PADDING
         offsets = torch.arange(WINDOW, device=self.device)
@@ -125,5 +150,6 @@ class PatchSampler:
         rows = torch.where(flip_rows[:, None], WINDOW - 1 - offsets, offsets)
         columns = torch.where(flip_columns[:, None], WINDOW - 1 - offsets, offsets)
         pixels = corner[:, None, None] + rows[:, :, None] * width[:, None, None] + columns[:, None, :]
-        middle = pixels[:, MARGIN : MARGIN + TARGET, MARGIN : MARGIN + TARGET]
-        return self._images[pixels].unsqueeze(1), self._masks[middle].flatten(1).float()
+        if transpose is not None:
+            pixels = torch.where(transpose[:, None, None], pixels.transpose(1, 2), pixels)
+        return pixels

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from neurodetect.files import (
     UserError,
@@ -18,10 +19,12 @@ from neurodetect.files import (
     write_array,
     write_json,
 )
-from neurodetect.recording import read_scale
+from neurodetect.recording import positive_number, read_scale
 from neurodetect.regions import read_regions, regions_to_mask, write_regions
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
+BACKGROUND = 25.0  #: pixels, standard deviation of the Gaussian whose mean is the local brightness
+BACKGROUNDS = ("keep", "subtract")
 FRAMES_IN_32_BITS = 2**16  #: whose sum fits, whatever their 16-bit pixels
 LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 
@@ -113,6 +116,29 @@ def standardize(image: np.ndarray) -> np.ndarray:
     if image.min() == image.max():
         raise ValueError("the image is constant")
     return ((image - image.mean()) / deviation).astype(np.float32)
+
+
+def flatten(image: np.ndarray) -> np.ndarray:
+    """An image less its local brightness, for backgrounds that are bright here and dark there.
+
+    Parameters
+    ----------
+    image : (H, W) array
+
+    Returns
+    -------
+    float64 (H, W)
+        The difference from the mean of the surround, a Gaussian of BACKGROUND pixels of which only the
+        part within the image counts.
+    """
+    image = np.asarray(image, np.float64)
+    weight = ndimage.gaussian_filter(np.ones_like(image), BACKGROUND, mode="constant")
+    return image - ndimage.gaussian_filter(image, BACKGROUND, mode="constant") / weight
+
+
+def scale(image: np.ndarray, background: str = "keep") -> np.ndarray:
+    """What the network sees of an image: standardized, with "subtract" after `flatten`. See `standardize`."""
+    return standardize(flatten(image) if background == "subtract" else image)
 
 
 # Prepared data on disk
@@ -281,6 +307,37 @@ def read_labelled(folder: str | Path) -> tuple[list[Prepared], list[str]]:
             "and cross-validation need; is this the test folder?"
         )
     return labelled, [recording.name for recording in recordings if recording.mask is None]
+
+
+def neuron_area(recordings: Sequence[Prepared]) -> dict[str, float | None]:
+    """Median area of the labelled neurons of recordings, for `expected_area`.
+
+    Returns
+    -------
+    dict
+        "pixels", and "square_microns" where every recording's scale is known, else None; both None where
+        no neuron is labelled.
+    """
+    labelled = [(len(region), r.pixels_per_micron) for r in recordings for region in r.regions]
+    if not labelled:
+        return {"pixels": None, "square_microns": None}
+    areas = [area for area, _ in labelled]
+    known = all(pixels_per_micron for _, pixels_per_micron in labelled)
+    return {
+        "pixels": float(np.median(areas)),
+        "square_microns": float(np.median([a / ppm**2 for a, ppm in labelled])) if known else None,
+    }
+
+
+def expected_area(area: dict[str, float | None], pixels_per_micron: float | None) -> float | None:
+    """Pixels of a typical neuron in a recording, by what `neuron_area` gave for others.
+
+    The neurons are taken to have the same size in µm where both scales are known, else in pixels.
+    """
+    microns = positive_number(area.get("square_microns"))
+    if microns is not None and pixels_per_micron is not None:
+        return microns * pixels_per_micron**2
+    return positive_number(area.get("pixels"))
 
 
 def digests(folder: str | Path, recordings: Sequence[Prepared]) -> dict[str, str]:

@@ -12,7 +12,7 @@ ESTIMATE is a submission.json, or neurons of one recording in any of the forms o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ from neurodetect.regions import dataset_name, parse_regions, parse_submission, u
 THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
 THRESHOLD_PIXELS = 5.0  #: the same where nobody knows the size of a pixel
 IOU_THRESHOLD = 0.5  #: the convention of the later papers (e.g. SUNS: Bao et al. 2021)
+
+CURVE_THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  #: probabilities, 0.1 to 0.9
 
 
 class Score(NamedTuple):
@@ -217,6 +219,42 @@ def compare(
         "found": len(found),
         "threshold": threshold,
     }
+
+
+def threshold_curve(
+    find: Callable[..., Sequence[np.ndarray]],
+    truth: Sequence[np.ndarray],
+    pixels_per_micron: float | None = None,
+    thresholds: Sequence[float] = CURVE_THRESHOLDS,
+) -> list[dict[str, float]]:
+    """What each probability threshold would have found in a recording.
+
+    Parameters
+    ----------
+    find : callable
+        The neurons at `threshold=`, e.g. a `functools.partial` of `regions.find_regions`.
+    truth : sequence of (n, 2) arrays
+        True neurons.
+    pixels_per_micron : float, optional
+        See `match_threshold`.
+    thresholds : sequence of float
+
+    Returns
+    -------
+    list of dict
+        One for each threshold: what `compare` says, and "probability", the threshold.
+    """
+    distance = match_threshold(pixels_per_micron)
+    return [{"probability": p, **compare(truth, find(threshold=p), distance)} for p in thresholds]
+
+
+def mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The mean over recordings of what `threshold_curve` gave for each: one dict for each threshold."""
+    keys = ("probability", *Score._fields, "f1_iou50", "found")
+    return [
+        {key: float(np.mean([row[key] for row in rows])) for key in keys}
+        for rows in zip(*curves, strict=True)
+    ]
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -18,10 +18,13 @@ from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
-from neurodetect.projection import Prepared, standardize
+from neurodetect.projection import BACKGROUNDS, Prepared, scale
 
 LEARNING_RATE = 2e-4
 BETAS = (0.9, 0.99)
+DECAY = 0.3  #: share of the iterations, the last, over which the learning rate goes down to zero
+
+RECIPES = ("now", "2016")
 
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
@@ -120,6 +123,8 @@ def train_network(
     seed: int,
     device: torch.device,
     precision: str,
+    recipe: str = RECIPES[0],
+    background: str = BACKGROUNDS[0],
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -133,6 +138,12 @@ def train_network(
     seed : int
         Of the initial weights and of the windows drawn.
     device : torch.device
+    recipe : {"now", "2016"}
+        "2016" draws windows with flips only and keeps the learning rate; "now" draws them in eight
+        orientations and with another contrast and brightness each (see `PatchSampler`), and lets the
+        learning rate go down to zero.
+    background : {"keep", "subtract"}
+        See `projection.scale`.
     iterations, batch_size, precision, checkpoint, description
         See `train`.
 
@@ -147,10 +158,11 @@ def train_network(
         There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
     """
 
-    def sampler(of: Sequence[Prepared], seed: int) -> PatchSampler:
-        return PatchSampler([standardize(r.image) for r in of], [r.mask for r in of], device, seed)
+    def sampler(of: Sequence[Prepared], seed: int, augment: bool = False) -> PatchSampler:
+        images = [scale(r.image, background) for r in of]
+        return PatchSampler(images, [r.mask for r in of], device, seed, augment)
 
-    windows = sampler(recordings, seed)
+    windows = sampler(recordings, seed, augment=recipe == "now")
     check = None
     # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
     if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
@@ -162,6 +174,7 @@ def train_network(
         iterations,
         batch_size,
         precision=precision,
+        decay=DECAY if recipe == "now" else 0.0,
         held_out=check,
         checkpoint=checkpoint,
         description=description,
@@ -176,6 +189,7 @@ def train(
     batch_size: int,
     *,
     precision: str = "float32",
+    decay: float = 0.0,
     held_out: PatchSampler | None = None,
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -192,6 +206,9 @@ def train(
         How many batches of how many windows.
     precision : {"float32", "bfloat16"}
         bfloat16 computes activations and products in it; weights and sums stay float32.
+    decay : float
+        Share of the iterations, the last, over which the learning rate goes down to zero in a line: the
+        weights then settle instead of wandering.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
     checkpoint : Checkpoint, optional
@@ -216,8 +233,13 @@ def train(
     network.to(memory_format=torch.channels_last)
     network.train()
     # Fused: with 81 million weights the plain update costs as much as the rest of a step on a CPU.
+    on_cuda = device.type == "cuda"
     optimizer = torch.optim.Adam(
-        network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=device.type == "cuda"
+        network.parameters(),
+        lr=torch.tensor(LEARNING_RATE, device=device) if on_cuda else LEARNING_RATE,
+        betas=BETAS,
+        fused=True,
+        capturable=on_cuda,
     )
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
     running = torch.zeros((), device=device)  # running mean of the loss
@@ -255,6 +277,7 @@ def train(
         signals_held() as stop,
     ):
         while done < iterations and not stop():
+            set_learning_rate(optimizer, learning_rate(done, iterations, decay))
             loss = step(*sampler.sample(batch_size))
             done += 1
             # The first iterations count evenly, so that the running mean needs no warming up.
@@ -282,6 +305,21 @@ def train(
         raise KeyboardInterrupt  # whoever handled the signal went on, but there is no trained network
     network.eval()
     return history
+
+
+def learning_rate(done: int, iterations: int, decay: float) -> float:
+    """Learning rate after `done` of `iterations`: over the last share `decay` it falls to zero."""
+    left = (iterations - done) / iterations
+    return LEARNING_RATE * (min(1.0, left / decay) if decay else 1.0)
+
+
+def set_learning_rate(optimizer: torch.optim.Adam, value: float) -> None:
+    """Give the optimizer this learning rate, in place where it is a tensor, so that a CUDA graph sees it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 class Step:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neurodetect.files import UserError
-from neurodetect.patches import PatchSampler
+from neurodetect.patches import BRIGHTNESS, CONTRAST, PatchSampler
 
 SHAPES = [(23, 61), (50, 34), (7, 9)]
 
@@ -87,6 +87,54 @@ def test_every_pixel_is_drawn_the_border_too_and_never_padding():
         seen.setdefault(upright[row, column], []).append(number)
     assert set(seen) == set(range(1, 13))
     assert {value for value, numbers in seen.items() if min(numbers) < 1000} == {1, 12}
+
+
+def test_augmented_windows_come_in_eight_orientations_with_other_light(labelled):
+    images, masks = labelled
+    images = [(image - 1500) / 1000 for image in images]  # some pixels are about zero, and none is padding
+    windows, targets = PatchSampler(images, masks, seed=3, augment=True).sample(300)
+    seen, factors, offsets = set(), [], []
+    for window, target in zip(windows[:, 0].numpy(), targets.numpy(), strict=True):
+        for turns in range(8):
+            upright, goal = (np.rot90(a, turns % 4) for a in (window, target.reshape(20, 20)))
+            if turns >= 4:
+                upright, goal = upright.T, goal.T
+            place = light_of(upright, goal, images, masks)
+            if place is not None:
+                seen.add(turns)
+                factors.append(place[0])
+                offsets.append(place[1])
+                break
+        else:
+            pytest.fail("a window is none of the images'")
+    assert seen == set(range(8))
+    assert np.exp(-CONTRAST) <= min(factors) < 0.7 and 1.4 < max(factors) <= np.exp(CONTRAST)
+    assert -BRIGHTNESS - 1e-4 <= min(offsets) < -0.5 and 0.5 < max(offsets) <= BRIGHTNESS + 1e-4
+
+
+def light_of(window, target, images, masks):
+    """Factor and offset by which a window was cut out of an image, padding left zero; None if it was not."""
+    real = window != 0
+    rows, columns = np.flatnonzero(real.any(axis=1)), np.flatnonzero(real.any(axis=0))
+    for image, mask in zip(images, masks, strict=True):
+        padded, goal = np.pad(image, 20), np.pad(mask, 20)
+        inside = np.pad(np.ones(image.shape, bool), 20)
+        # Where the frame's border is in the window tells its place, or leaves few; else all are tried.
+        places = np.lib.stride_tricks.sliding_window_view(inside, (40, 40))[
+            : image.shape[0], : image.shape[1]
+        ]
+        extent = (places.any(axis=3).sum(axis=2) == len(rows)) & (
+            places.any(axis=2).sum(axis=2) == len(columns)
+        )
+        for r, c in np.argwhere(extent):
+            cut = (slice(r, r + 40), slice(c, c + 40))
+            middle = (slice(r + 10, r + 30), slice(c + 10, c + 30))
+            if not np.array_equal(inside[cut], real) or not np.array_equal(goal[middle], target):
+                continue
+            factor, offset = np.polyfit(padded[cut][real], window[real], 1)
+            if np.allclose(window[real], factor * padded[cut][real] + offset, atol=1e-4):
+                return factor, offset
+    return None
 
 
 def test_the_seed_decides_what_is_drawn(labelled):

@@ -8,11 +8,17 @@ from hypothesis.extra import numpy as hnp
 
 from neurodetect.files import UserError
 from neurodetect.projection import (
+    BACKGROUND,
+    Prepared,
     clip_bright,
+    expected_area,
+    flatten,
     mean_projection,
+    neuron_area,
     prepared_names,
     read_labelled,
     read_prepared,
+    scale,
     standardize,
     write_prepared,
 )
@@ -180,3 +186,56 @@ def test_regions_that_are_missing_or_outside(folder):
     (folder / "regions_b10.json").unlink()
     with pytest.raises(UserError, match="regions_b10.json: is missing"):
         read_prepared(folder, "b10")
+
+
+# Background and sizes
+
+
+def test_a_flat_image_less_its_background_is_zero_to_the_border():
+    assert np.abs(flatten(np.full((30, 50), 7.0))).max() < 1e-12
+
+
+def test_the_background_is_the_gaussian_mean_within_the_image():
+    image = np.random.default_rng(0).random((40, 33))
+    rows, columns = np.indices(image.shape)
+    for r, c in ((0, 0), (20, 5), (39, 32)):
+        weights = np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / (2 * BACKGROUND**2))
+        assert flatten(image)[r, c] == pytest.approx(
+            image[r, c] - np.average(image, weights=weights), abs=1e-4
+        )
+
+
+def test_uneven_light_matters_less_without_the_background():
+    rng = np.random.default_rng(1)
+    image = rng.random((200, 220))
+    lit = image + np.linspace(0, 10, 220)
+    kept, flat = (np.corrcoef(f(image).ravel(), f(lit).ravel())[0, 1] for f in (standardize, flatten))
+    assert kept < 0.2 and flat > 0.9
+
+
+def test_scale_standardizes_either_way():
+    image = np.random.default_rng(2).random((60, 50)) * 100
+    assert np.array_equal(scale(image), standardize(image))
+    assert np.array_equal(scale(image, "subtract"), standardize(flatten(image)))
+    assert scale(image, "subtract").dtype == np.float32
+
+
+def labelled_with(areas, pixels_per_micron):
+    image = np.zeros((2, 2), np.float32)
+    return Prepared("a", image, image, [np.zeros((area, 2), int) for area in areas], pixels_per_micron)
+
+
+def test_a_typical_neuron_is_the_median_and_keeps_its_size_in_microns():
+    known = neuron_area([labelled_with([40, 80, 400], 2.0)])
+    assert known == {"pixels": 80, "square_microns": 20}
+    assert expected_area(known, 1.0) == 20 and expected_area(known, 3.0) == 180
+    assert expected_area(known, None) == 80
+    some = neuron_area([labelled_with([40, 80], 2.0), labelled_with([100], None)])
+    assert some == {"pixels": 80, "square_microns": None} and expected_area(some, 3.0) == 80
+    two = neuron_area([labelled_with([100], 1.0), labelled_with([400, 400], 2.0)])
+    assert two["square_microns"] == 100
+
+
+def test_without_labelled_neurons_there_is_no_typical_one():
+    assert expected_area(neuron_area([labelled_with([], 1.0)]), 1.0) is None
+    assert expected_area({}, 2.0) is None

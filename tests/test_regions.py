@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
-from skimage.draw import disk
+from skimage.draw import disk, ellipse
 
 from neurodetect.files import UserError
 from neurodetect.regions import (
@@ -26,6 +26,7 @@ from neurodetect.regions import (
     write_regions,
     write_submission,
 )
+from neurodetect.scoring import match_overlaps
 
 regions_lists = st.lists(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=1, max_size=20, unique=True).map(
@@ -139,6 +140,15 @@ def test_duplicate_pixels_count_once_and_extra_keys_are_ignored():
     assert region.tolist() == [[1, 1], [2, 2]]
 
 
+def test_a_submission_can_say_how_sure_it_is(tmp_path):
+    path = tmp_path / "submission.json"
+    found = {"a": [np.array([[1, 2]]), np.array([[0, 0]])], "b": []}
+    write_submission(path, found, {"a": np.array([0.66666, 1.0]), "b": np.array([])})
+    first, second = json.loads(path.read_text())[0]["regions"]
+    assert first == {"coordinates": [[1, 2]], "probability": 0.667} and second["probability"] == 1.0
+    assert [region.tolist() for region in read_submission(path, "a", (3, 3))] == [[[1, 2]], [[0, 0]]]
+
+
 def test_submission_has_the_challenge_form(tmp_path):
     path = tmp_path / "submission.json"
     found = {"neurofinder.00.00.test": [np.array([[1, 2], [1, 3]])], "mine": []}
@@ -208,6 +218,65 @@ def test_touching_cells_are_told_apart_and_the_last_one_is_there():
     assert len(find_regions(mask, "connected")) == 4
 
 
+def clusters(shape, radius, size, rng):
+    """Neurons in clusters of `size`: ellipses of about this radius, each touching one before it."""
+    neurons, taken = [], np.zeros(shape, bool)
+    for _ in range(60):
+        centers, cluster = [], np.zeros(shape, bool)
+        for _ in range(400):
+            if len(centers) == size or taken.mean() > 0.35:
+                break
+            if centers:
+                angle = rng.uniform(0, 2 * np.pi)
+                step = 1.9 * radius * np.array([np.sin(angle), np.cos(angle)])
+                center = centers[rng.integers(len(centers))] + step
+            else:
+                center = rng.uniform(radius, np.array(shape) - 1 - radius)
+            if np.any(center < radius) or np.any(center > np.array(shape) - 1 - radius):
+                continue
+            if any(np.hypot(*(center - other)) < 1.85 * radius for other in centers):
+                continue
+            one = np.zeros(shape, bool)
+            axes = radius * rng.uniform(0.9, 1.1, 2)
+            one[ellipse(*center, *axes, shape=shape, rotation=rng.uniform(0, np.pi))] = True
+            if not (ndimage.binary_dilation(one, iterations=2) & taken).any():
+                neurons.append(np.argwhere(one & ~cluster))
+                centers.append(center)
+                cluster |= one
+        taken |= cluster
+    return neurons
+
+
+@pytest.mark.parametrize("radius", [5, 7, 9])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_pairs_triples_and_crowds_are_told_apart(size, radius):
+    shape = (26 * radius, 30 * radius)
+    truth = clusters(shape, radius, size, np.random.default_rng(size))
+    mask = regions_to_mask(truth, shape)
+    area = np.median([len(region) for region in truth])
+    assert len(truth) > 60
+    assert len(match_overlaps(truth, find_regions(mask, typical_area=area))) >= 0.95 * len(truth)
+    assert len(match_overlaps(truth, find_regions(mask, "connected"))) < 0.7 * len(truth)
+
+
+def test_the_typical_neuron_says_what_a_crumb_is():
+    mask = regions_to_mask(
+        disks((60, 60), [(12, 12), (40, 40)], 4) + disks((60, 60), [(40, 15)], 9), (60, 60)
+    )
+    small, large = 45, 249  # pixels of such disks
+    assert sorted(len(region) for region in find_regions(mask)) == [small, small, large]
+    assert [len(region) for region in find_regions(mask, typical_area=200)] == [large]
+    assert len(find_regions(mask, typical_area=200, smallest_area=small)) == 3
+    assert len(find_regions(mask, typical_area=100)) == 3
+
+
+def test_a_higher_threshold_finds_smaller_and_fewer():
+    probability = np.zeros((40, 40), np.float32)
+    probability[5:15, 5:15], probability[7:13, 7:13], probability[25:33, 25:33] = 0.6, 0.9, 0.7
+    sizes = {t: [len(region) for region in find_regions(probability, threshold=t)] for t in (0.5, 0.65, 0.8)}
+    assert sizes == {0.5: [100, 64], 0.65: [36, 64], 0.8: [36]}
+
+
 def test_connected_is_plain_connected_components():
     mask = np.random.default_rng(0).random((40, 50)) > 0.5
     expected, count = ndimage.label(mask)
@@ -237,8 +306,9 @@ def test_the_rounding_is_at_one_half():
     )
 )
 @pytest.mark.parametrize("method", ["watershed", "connected"])
-def test_regions_are_disjoint_whole_and_inside(method, probability):
-    regions = find_regions(probability, method, smallest_area=1)
+@pytest.mark.parametrize("typical_area", [None, 4, 1000])
+def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability):
+    regions = find_regions(probability, method, smallest_area=1, typical_area=typical_area)
     painted = np.zeros(probability.shape, int)
     for region in regions:
         assert len(region)

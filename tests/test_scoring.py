@@ -26,12 +26,14 @@ from neurodetect.scoring import (
     find_truths,
     match_centers,
     match_threshold,
+    mean_curve,
     overlaps,
     pixel_error,
     read_estimate,
     score,
     summarize,
     table,
+    threshold_curve,
 )
 
 
@@ -295,3 +297,19 @@ def test_torch_is_not_needed(command, tmp_path):
     write_regions(tmp_path / "regions.json", TRUE)
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     assert rows_of(command("regions.json", "regions.json"))["regions"] == PERFECT
+
+
+def test_a_curve_is_the_scores_of_each_threshold():
+    probability = np.zeros((30, 30))
+    probability[2:8, 2:8], probability[20:26, 20:26], probability[2:8, 20:26] = 0.9, 0.6, 0.3
+    neurons = {level: np.argwhere(probability == level) for level in (0.9, 0.6, 0.3)}
+
+    def find(threshold):
+        return [region for level, region in neurons.items() if level > threshold]
+
+    curve = threshold_curve(find, [neurons[0.9], neurons[0.6]], None, thresholds=(0.2, 0.5, 0.7, 0.95))
+    assert [row["probability"] for row in curve] == [0.2, 0.5, 0.7, 0.95]
+    assert [row["recall"] for row in curve] == [1, 1, 0.5, 0]
+    assert [row["precision"] for row in curve] == [2 / 3, 1, 1, 0]
+    none = threshold_curve(lambda threshold: [], [neurons[0.9]], None, thresholds=(0.2, 0.5, 0.7, 0.95))
+    assert [row["recall"] for row in mean_curve([curve, none])] == [0.5, 0.5, 0.25, 0]

@@ -20,6 +20,7 @@ from neurodetect.training import (
     Step,
     choose_device,
     choose_precision,
+    learning_rate,
     load_network,
     save_network,
     split_folds,
@@ -115,6 +116,25 @@ def test_bfloat16_learns_the_same(network, recordings):
         losses[precision] = history[-1]["loss"]
         assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_the_learning_rate_goes_to_zero_at_the_end():
+    assert [learning_rate(done, 10, 0.0) for done in range(10)] == [2e-4] * 10
+    rates = np.array([learning_rate(done, 10, 0.4) for done in range(10)])
+    assert rates == pytest.approx(2e-4 * np.array([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]))
+
+
+def test_the_last_steps_are_small(network, recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    rates = []
+    monkeypatch.setattr(
+        "neurodetect.training.train_step",
+        lambda net, optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]) or torch.zeros(()),
+    )
+    for recipe, last in (("2016", 2e-4), ("now", 2e-4 / 3)):
+        rates.clear()
+        train_network(recordings[:1], 10, 4, seed=0, device=CPU, precision="float32", recipe=recipe)
+        assert rates[:7] == [2e-4] * 7 and rates[-1] == pytest.approx(last)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
