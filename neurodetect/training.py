@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
 from neurodetect.projection import BACKGROUNDS, Prepared, scale
+from neurodetect.regions import regions_to_separate_mask
 
 LEARNING_RATE = 2e-4
 BETAS = (0.9, 0.99)
@@ -139,9 +141,9 @@ def train_network(
         Of the initial weights and of the windows drawn.
     device : torch.device
     recipe : {"now", "2016"}
-        "2016" draws windows with flips only and keeps the learning rate; "now" draws them in eight
-        orientations and with another contrast and brightness each (see `PatchSampler`), and lets the
-        learning rate go down to zero.
+        "2016" draws windows with flips only and keeps the learning rate. "now" draws them in eight
+        orientations and with another contrast and brightness each (see `PatchSampler`), from masks in
+        which touching neurons are apart, and lets the learning rate go down to zero.
     background : {"keep", "subtract"}
         See `projection.scale`.
     iterations, batch_size, precision, checkpoint, description
@@ -158,15 +160,17 @@ def train_network(
         There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
     """
 
-    def sampler(of: Sequence[Prepared], seed: int, augment: bool = False) -> PatchSampler:
-        images = [scale(r.image, background) for r in of]
-        return PatchSampler(images, [r.mask for r in of], device, seed, augment)
+    modern = recipe == "now"
 
-    windows = sampler(recordings, seed, augment=recipe == "now")
+    def sampler(of: Sequence[Prepared], masks: list[np.ndarray], **how: Any) -> PatchSampler:
+        return PatchSampler([scale(r.image, background) for r in of], masks, device, **how)
+
+    masks = [regions_to_separate_mask(r.regions, r.image.shape) if modern else r.mask for r in recordings]
+    windows = sampler(recordings, masks, seed=seed, augment=modern)
     check = None
     # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
     if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
-        check = sampler(held_out, seed + 1)
+        check = sampler(held_out, [r.mask for r in held_out], seed=seed + 1)
     network = NeuronNet(torch.Generator().manual_seed(seed)).to(device)
     history = train(
         network,
@@ -174,7 +178,7 @@ def train_network(
         iterations,
         batch_size,
         precision=precision,
-        decay=DECAY if recipe == "now" else 0.0,
+        decay=DECAY if modern else 0.0,
         held_out=check,
         checkpoint=checkpoint,
         description=description,

@@ -21,6 +21,7 @@ from neurodetect.regions import (
     read_submission,
     regions_to_labels,
     regions_to_mask,
+    regions_to_separate_mask,
     split_touching,
     unique_pixels,
     write_regions,
@@ -201,6 +202,18 @@ def test_labels_give_their_regions_back():
     back = labels_to_regions(regions_to_labels(regions, (30, 50)))
     assert all(np.array_equal(a, b) for a, b in zip(back, regions, strict=True))
     assert labels_to_regions(np.zeros((4, 5), int)) == []
+
+
+@given(regions_lists)
+def test_a_separate_mask_has_a_gap_where_neurons_touch_and_only_there(regions):
+    shape = (41, 31)
+    labels = regions_to_labels(regions, shape)
+    expected = np.zeros(shape, np.uint8)
+    for r, c in np.argwhere(labels):
+        around = labels[max(r - 1, 0) : r + 2, max(c - 1, 0) : c + 2]
+        expected[r, c] = set(around.ravel()) <= {0, labels[r, c]}
+    mask = regions_to_separate_mask(regions, shape)
+    assert mask.dtype == np.uint8 and np.array_equal(mask, expected)
 
 
 # Neurons of a map
