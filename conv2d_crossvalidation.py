@@ -102,7 +102,14 @@ def main() -> None:
                     typical_area=expected_area(area, recording.pixels_per_micron),
                 )
                 found = find(threshold=args.threshold)
-                curves.append(threshold_curve(find, recording.regions, recording.pixels_per_micron))
+                curves.append(
+                    threshold_curve(
+                        find,
+                        recording.regions,
+                        recording.pixels_per_micron,
+                        description=f"{label}, {recording.name}, thresholds",
+                    )
+                )
                 rows[recording.name], figure, sections[recording.name] = assess(
                     recording, found, probability, note=f"held out in fold {number}"
                 )

@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 
 from neurodetect.files import UserError, read_json
 from neurodetect.labels import read_labels
+from neurodetect.progress import progress_bar
 from neurodetect.regions import dataset_name, parse_regions, parse_submission, unique_pixels
 
 THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
@@ -226,6 +227,7 @@ def threshold_curve(
     truth: Sequence[np.ndarray],
     pixels_per_micron: float | None = None,
     thresholds: Sequence[float] = CURVE_THRESHOLDS,
+    description: str | None = None,
 ) -> list[dict[str, float]]:
     """What each probability threshold would have found in a recording.
 
@@ -238,6 +240,8 @@ def threshold_curve(
     pixels_per_micron : float, optional
         See `match_threshold`.
     thresholds : sequence of float
+    description : str, optional
+        Label of a progress bar; without it none is drawn.
 
     Returns
     -------
@@ -245,7 +249,18 @@ def threshold_curve(
         One for each threshold: what `compare` says, and "probability", the threshold.
     """
     distance = match_threshold(pixels_per_micron)
-    return [{"probability": p, **compare(truth, find(threshold=p), distance)} for p in thresholds]
+    curve = []
+    with progress_bar(
+        description=description or "",
+        total=len(thresholds),
+        unit="threshold",
+        show=description is not None,
+    ) as bar:
+        for threshold in thresholds:
+            scores = compare(truth, find(threshold=threshold), distance)
+            curve.append({"probability": threshold, **scores})
+            bar.update()
+    return curve
 
 
 def mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
