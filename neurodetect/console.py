@@ -137,8 +137,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         choices=("keep", "subtract"),
         default="keep",
         help="subtract takes the local brightness off each image before the network sees it: for images "
-        "with bright and dark areas, and for recordings from another microscope than the labelled ones "
-        "(default: keep)",
+        "with bright and dark areas, and for recordings from another microscope than the labelled ones; "
+        "with --model it is as those weights were trained (default: keep)",
     )
 
 

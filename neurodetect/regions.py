@@ -20,8 +20,9 @@ SMALLEST_AREA = 20  #: pixels, where no typical neuron is known: less is a crumb
 TYPICAL_AREA = 150.0  #: pixels of a neuron, where no labelled ones tell
 # Measured on held-out recordings: hardly one labelled neuron in a hundred is smaller than this share.
 SMALLEST_SHARE = 0.4  #: of a typical neuron's area; a smaller region is a crumb
-# In radii of a typical neuron, so that a split means the same at every magnification.
+# Smoothing and distance are in radii of a typical neuron: a split means the same at every magnification.
 SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distance transform
+SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, where distances are taken
 SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' middles, but no less than a pixel
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
@@ -78,11 +79,10 @@ def find_regions(
     probability = np.asarray(probability)
     if probability.ndim != 2 or np.isnan(probability).any():
         raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
-    mask = probability > threshold
     if method == "watershed":
-        labels = split_touching(mask, typical_area or TYPICAL_AREA)
+        labels = split_touching(probability, threshold, typical_area or TYPICAL_AREA)
     elif method == "connected":
-        labels, _ = ndimage.label(mask)
+        labels, _ = ndimage.label(probability > threshold)
     else:
         raise ValueError(f"unknown method {method!r}, use one of {', '.join(METHODS)}")
     if smallest_area is None:
@@ -92,28 +92,38 @@ def find_regions(
     return sorted(regions, key=lambda region: tuple(region[0]))
 
 
-def split_touching(mask: np.ndarray, typical_area: float = TYPICAL_AREA) -> np.ndarray:
-    """Number the cells of a mask, touching ones told apart.
+def split_touching(
+    probability: np.ndarray, threshold: float = THRESHOLD, typical_area: float = TYPICAL_AREA
+) -> np.ndarray:
+    """Number the cells of a probability map, touching ones told apart.
 
-    A watershed of the distance to the nearest background pixel, smoothed, flooded from its peaks.
+    A watershed of the distance to the nearest pixel that is not neuron, flooded from its peaks. The
+    distance is the mean over the threshold and higher ones: where the network is less sure between two
+    cells than in them, they part although their outline has no waist.
 
     Parameters
     ----------
-    mask : bool (H, W)
+    probability : (H, W) array
+        A probability map, or a mask.
+    threshold : float
+        Pixels above it belong to a cell.
     typical_area : float
         Pixels of a typical cell: smoothing and the distance between peaks follow from its radius.
 
     Returns
     -------
     int (H, W)
-        0 outside the mask, 1 and up for its cells.
+        0 outside, 1 and up for the cells.
     """
     # A third of a second that what only reads or draws neurons need not wait.
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
 
+    mask = probability > threshold
     radius = math.sqrt(typical_area / math.pi)
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SPLIT_SMOOTHING * radius)
+    levels = [threshold + share * (1 - threshold) for share in SPLIT_LEVELS]
+    distance = np.mean([ndimage.distance_transform_edt(probability > level) for level in levels], axis=0)
+    distance = ndimage.gaussian_filter(distance, SPLIT_SMOOTHING * radius)
     pieces, count = ndimage.label(mask)
     # Peaks are sought piece by piece, so that a small neuron beside a large one keeps its own.
     apart = max(1, round(SPLIT_DISTANCE * radius))

@@ -272,6 +272,17 @@ def test_pairs_triples_and_crowds_are_told_apart(size, radius):
     assert len(match_overlaps(truth, find_regions(mask, "connected"))) < 0.7 * len(truth)
 
 
+def test_a_dip_in_the_probability_parts_cells_whose_outline_has_no_waist():
+    probability = np.zeros((30, 50), np.float32)
+    probability[ellipse(14, 24, 7, 13)] = 0.95
+    (whole,) = find_regions(probability, typical_area=150)
+    inside = probability[:, 23:26] > 0
+    probability[:, 23:26][inside] = 0.7
+    left, right = sorted(find_regions(probability, typical_area=150), key=lambda region: region[:, 1].mean())
+    assert len(left) + len(right) == len(whole)
+    assert left[:, 1].max() < 26 and right[:, 1].min() >= 23
+
+
 def test_the_typical_neuron_says_what_a_crumb_is():
     mask = regions_to_mask(
         disks((60, 60), [(12, 12), (40, 40)], 4) + disks((60, 60), [(40, 15)], 9), (60, 60)
