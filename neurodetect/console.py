@@ -128,8 +128,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         choices=("now", "2016"),
         default="now",
         help="2016 trains as the challenge's entry was: windows flipped only, one learning rate to the end; "
-        "now turns them in all eight ways, varies their brightness and contrast, keeps touching neurons "
-        "apart in the masks and lets the learning rate go down to zero, which finds more neurons "
+        "now turns them in all eight ways, keeps touching neurons apart in the masks and "
+        "lets the learning rate go down to zero, which finds more neurons "
         "(default: now)",
     )
     parser.add_argument(

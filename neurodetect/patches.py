@@ -12,8 +12,6 @@ from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW
 
 PADDING = WINDOW // 2  #: pixels of zeros around an image, so that every pixel can be a window's centre
-CONTRAST = 0.5  #: of augmented windows, natural logarithm of the largest factor
-BRIGHTNESS = 0.6  #: of augmented windows, in standard deviations of the image
 INDEX = np.int32  #: of pixels in all images together; 2**31 of them would take 10 GB
 
 
@@ -33,10 +31,9 @@ class PatchSampler:
         Where windows are drawn and stay.
     seed : int
         Same seed, same machine: same windows.
-    augment : bool
-        Beside the flips: rows and columns of a window change places with probability 1/2, which makes all
-        eight orientations of a square; and its contrast is multiplied by e^-CONTRAST to e^CONTRAST and
-        its brightness moved by up to BRIGHTNESS standard deviations of the image. Padding stays zero.
+    transpose : bool
+        Rows and columns of a window change places with probability 1/2 too; with the flips that makes
+        all eight orientations of a square.
 
     Raises
     ------
@@ -52,9 +49,9 @@ class PatchSampler:
         masks: Sequence[np.ndarray],
         device: torch.device | str = "cpu",
         seed: int = 0,
-        augment: bool = False,
+        transpose: bool = False,
     ) -> None:
-        flat_images, flat_masks, flat_real, neuron, background, starts, widths = [[] for _ in range(7)]
+        flat_images, flat_masks, neuron, background, starts, widths = [[] for _ in range(6)]
         start = 0
         for image, mask in zip(images, masks, strict=True):
             if np.ndim(image) != 2 or np.shape(image) != np.shape(mask):
@@ -66,7 +63,6 @@ class PatchSampler:
             background.append((start + np.flatnonzero(real & ~padded_mask)).astype(INDEX))
             flat_images.append(padded_image.ravel())
             flat_masks.append(padded_mask.ravel())
-            flat_real.append(real.ravel())
             starts.append(start)
             widths.append(padded_image.shape[1])
             start += padded_image.size
@@ -86,8 +82,7 @@ class PatchSampler:
         self._neuron, self._background = gather(neuron), gather(background)
         self._starts = torch.tensor(starts, device=device)
         self._widths = torch.tensor(widths, device=device)
-        self._augment = augment
-        self._real = gather(flat_real) if augment else None  # padding stays zero
+        self._transpose = transpose
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
@@ -111,13 +106,9 @@ class PatchSampler:
             [self._draw(self._neuron, count // 2), self._draw(self._background, count - count // 2)]
         )
         flips = self._coins(count), self._coins(count)
-        pixels = self._pixels(centers, *flips, self._coins(count) if self._augment else None)
+        pixels = self._pixels(centers, *flips, self._coins(count) if self._transpose else None)
         middle = pixels[:, MARGIN : MARGIN + TARGET, MARGIN : MARGIN + TARGET]
-        windows, targets = self._images[pixels], self._masks[middle].flatten(1).float()
-        if self._augment:
-            contrast, brightness = self._uniform(count, CONTRAST), self._uniform(count, BRIGHTNESS)
-            windows = torch.where(self._real[pixels], contrast.exp() * windows + brightness, windows)
-        return windows.unsqueeze(1), targets
+        return self._images[pixels].unsqueeze(1), self._masks[middle].flatten(1).float()
 
     def state(self) -> Tensor:
         """Where the random numbers are: a uint8 tensor on the CPU, for `restore`."""
@@ -133,11 +124,6 @@ class PatchSampler:
 
     def _coins(self, count: int) -> Tensor:
         return torch.randint(2, (count,), device=self.device, generator=self._generator).bool()
-
-    def _uniform(self, count: int, limit: float) -> Tensor:
-        """From -limit to limit, one for each window: (count, 1, 1)."""
-        drawn = torch.rand(count, 1, 1, device=self.device, generator=self._generator)
-        return (2 * drawn - 1) * limit
 
     def _pixels(
         self, centers: Tensor, flip_rows: Tensor, flip_columns: Tensor, transpose: Tensor | None

@@ -142,8 +142,8 @@ def train_network(
     device : torch.device
     recipe : {"now", "2016"}
         "2016" draws windows with flips only and keeps the learning rate. "now" draws them in eight
-        orientations and with another contrast and brightness each (see `PatchSampler`), from masks in
-        which touching neurons are apart, and lets the learning rate go down to zero.
+        orientations, from masks in which touching neurons are apart, and lets the learning rate go down
+        to zero.
     background : {"keep", "subtract"}
         See `projection.scale`.
     iterations, batch_size, precision, checkpoint, description
@@ -166,7 +166,7 @@ def train_network(
         return PatchSampler([scale(r.image, background) for r in of], masks, device, **how)
 
     masks = [regions_to_separate_mask(r.regions, r.image.shape) if modern else r.mask for r in recordings]
-    windows = sampler(recordings, masks, seed=seed, augment=modern)
+    windows = sampler(recordings, masks, seed=seed, transpose=modern)
     check = None
     # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
     if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
