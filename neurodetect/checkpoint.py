@@ -114,7 +114,7 @@ class UnfinishedRun:
         # A name is a stranger's, and may be as long as the name of a file can be.
         path = self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npy"
         if path.exists():
-            return read_array(path)
+            return read_array(path, advice=f"remove {self.folder} to start anew")
         array = compute(*arguments, **options)
         write_array(path, array)
         return array

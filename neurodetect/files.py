@@ -194,8 +194,14 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, advice: str = "run preprocessing.py again") -> np.ndarray:
     """Read a `.npy` file of numbers; one that would run code (a pickle) is refused.
+
+    Parameters
+    ----------
+    path : str or Path
+    advice : str
+        What the user is told to do if it cannot be read.
 
     Raises
     ------
@@ -204,7 +210,7 @@ def read_array(path: str | Path) -> np.ndarray:
     """
     import numpy as np
 
-    unusable = f"{path}: is cut short, damaged or no plain array of numbers; run preprocessing.py again"
+    unusable = f"{path}: is cut short, damaged or no plain array of numbers; {advice}"
     try:
         with open(path, "rb") as file:
             if file.read(len(ARRAY_MAGIC)) != ARRAY_MAGIC:
@@ -214,7 +220,7 @@ def read_array(path: str | Path) -> np.ndarray:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); run preprocessing.py again") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
     except Exception as error:
         # numpy meets damage in many ways: ValueError, TypeError, OverflowError, RecursionError, ...
         raise UserError(unusable) from error

@@ -64,6 +64,15 @@ def test_unfinished_work_is_neither_lost_nor_mixed(folder):
         begin(folder, resume=True, seed=1)
 
 
+def test_a_damaged_array_says_which_folder_to_remove(folder):
+    with begin(folder, keep=True) as run:
+        run.once("a", np.zeros, 3)
+    (array,) = folder.glob("*.npy")
+    array.write_bytes(array.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{array.name}: is cut short.*; remove {folder} to start anew"):
+        begin(folder, resume=True).once("a", np.zeros, 3)
+
+
 @pytest.mark.parametrize("name", ["a/../../b", "x" * 300, "new\nline", "ü", "\udcff", "."])
 def test_no_name_leads_out_of_the_folder(folder, name):
     with begin(folder, keep=True) as run:
