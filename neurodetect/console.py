@@ -156,9 +156,9 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         "--regions",
         choices=("watershed", "connected"),
         default="watershed",
-        help="how labelled pixels become neurons: watershed tells touching neurons apart and adds a rim of "
-        "one pixel where the probability is nearly high enough, connected gives plain connected components "
-        "(default: watershed)",
+        help="how labelled pixels become neurons: watershed tells touching neurons apart, adds a rim of "
+        "one pixel where the probability is nearly high enough, and drops what is only just above the "
+        "threshold; connected gives plain connected components (default: watershed)",
     )
     parser.add_argument(
         "--threshold",

@@ -296,10 +296,19 @@ def test_the_typical_neuron_says_what_a_crumb_is():
 
 def test_a_higher_threshold_finds_smaller_and_fewer():
     probability = np.zeros((40, 40), np.float32)
-    probability[5:15, 5:15], probability[7:13, 7:13], probability[25:33, 25:33] = 0.6, 0.9, 0.7
+    probability[5:15, 5:15], probability[7:13, 7:13], probability[25:33, 25:33] = 0.6, 0.9, 0.75
     sizes = {t: [len(region) for region in find_regions(probability, threshold=t)] for t in (0.5, 0.65, 0.8)}
     # At 0.65 the 24 pixels of probability 0.6 beside the bright 36 are their rim.
     assert sizes == {0.5: [100, 64], 0.65: [60, 64], 0.8: [36]}
+
+
+def test_what_the_network_is_not_sure_of_is_no_neuron():
+    probability = np.zeros((40, 40), np.float32)
+    probability[5:15, 5:15], probability[25:35, 25:35] = 0.65, 0.55
+    (found,) = find_regions(probability)
+    assert len(found) == 100 and found[0].tolist() == [5, 5]
+    assert len(find_regions(probability, threshold=0.4)) == 2  # 0.52 is enough there
+    assert len(find_regions(probability, "connected")) == 2
 
 
 def test_connected_is_plain_connected_components():
@@ -321,7 +330,7 @@ def test_crumbs_are_dropped():
 def test_the_rounding_is_at_one_half():
     probability = np.full((20, 20), 0.5)
     assert find_regions(probability) == []
-    assert len(find_regions(probability + 1e-6)[0]) == 400
+    assert len(find_regions(probability + 1e-6, "connected")[0]) == 400
 
 
 @settings(max_examples=50, deadline=None)
@@ -346,7 +355,10 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         assert np.array_equal(painted > 0, probability > 0.5)
     else:
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
-        assert np.array_equal(painted > 0, (probability > 0.5) | (beside & (probability > 0.4)))
+        assert not (painted > (probability > 0.5) | (beside & (probability > 0.4))).any()
+        assert (mean_probability(probability, regions) >= 0.6).all()
+        mask = probability > 0.5
+        assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
 
 
 def test_touching_cells_get_the_gap_back_that_training_masks_have():
