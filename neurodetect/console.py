@@ -157,8 +157,8 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         choices=("watershed", "connected"),
         default="watershed",
         help="how labelled pixels become neurons: watershed tells touching neurons apart, adds a rim of "
-        "one pixel where the probability is nearly high enough, and drops what is only just above the "
-        "threshold; connected gives plain connected components (default: watershed)",
+        "one pixel where the probability is nearly high enough, and drops what is much less probable "
+        "than the others; connected gives plain connected components (default: watershed)",
     )
     parser.add_argument(
         "--threshold",

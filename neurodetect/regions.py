@@ -24,7 +24,8 @@ SMALLEST_SHARE = 0.4  #: of a typical neuron's area; a smaller region is a crumb
 SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distance transform
 SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, where distances are taken
 SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' middles, but no less than a pixel
-SURE = 0.2  #: of the way from the threshold to 1, what the mean probability of a neuron must reach
+# A share of the median, not a probability: on another laboratory's images the network is less sure of all.
+SURE = 0.7  #: of the median neuron's mean probability, what each must reach
 RIM = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
@@ -59,7 +60,8 @@ def find_regions(
         Probability of 'neuron' at each pixel, or a mask.
     method : {"watershed", "connected"}
         "watershed" tells touching cells apart, gives each its rim (see `split_touching`, `add_rim`) and
-        drops those of which the network is not SURE; "connected" gives plain connected components.
+        drops those of which the network is less SURE than of the others; "connected" gives plain
+        connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
         typical area, or SMALLEST_AREA where that is not known.
@@ -95,8 +97,9 @@ def find_regions(
         regions = labels_to_regions(labels)
     else:
         regions = labels_to_regions(add_rim(labels, probability, RIM * threshold))
-        sure = mean_probability(probability, regions) >= threshold + SURE * (1 - threshold)
-        regions = [region for region, keep in zip(regions, sure, strict=True) if keep]
+        means = mean_probability(probability, regions)
+        lowest = SURE * np.median(means) if regions else 0
+        regions = [region for region, mean in zip(regions, means, strict=True) if mean >= lowest]
     return sorted(regions, key=lambda region: tuple(region[0]))
 
 

@@ -302,13 +302,12 @@ def test_a_higher_threshold_finds_smaller_and_fewer():
     assert sizes == {0.5: [100, 64], 0.65: [60, 64], 0.8: [36]}
 
 
-def test_what_the_network_is_not_sure_of_is_no_neuron():
-    probability = np.zeros((40, 40), np.float32)
-    probability[5:15, 5:15], probability[25:35, 25:35] = 0.65, 0.55
-    (found,) = find_regions(probability)
-    assert len(found) == 100 and found[0].tolist() == [5, 5]
-    assert len(find_regions(probability, threshold=0.4)) == 2  # 0.52 is enough there
-    assert len(find_regions(probability, "connected")) == 2
+def test_what_the_network_is_less_sure_of_than_of_the_others_is_no_neuron():
+    probability = np.zeros((60, 60), np.float32)
+    probability[5:15, 5:15], probability[25:35, 25:35], probability[45:55, 45:55] = 0.9, 0.9, 0.6
+    assert [tuple(region[0]) for region in find_regions(probability)] == [(5, 5), (25, 25)]
+    assert len(find_regions(probability, "connected")) == 3
+    assert len(find_regions(0.6 * (probability > 0))) == 3
 
 
 def test_connected_is_plain_connected_components():
@@ -330,7 +329,7 @@ def test_crumbs_are_dropped():
 def test_the_rounding_is_at_one_half():
     probability = np.full((20, 20), 0.5)
     assert find_regions(probability) == []
-    assert len(find_regions(probability + 1e-6, "connected")[0]) == 400
+    assert len(find_regions(probability + 1e-6)[0]) == 400
 
 
 @settings(max_examples=50, deadline=None)
@@ -356,7 +355,8 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
     else:
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
         assert not (painted > (probability > 0.5) | (beside & (probability > 0.4))).any()
-        assert (mean_probability(probability, regions) >= 0.6).all()
+        means = mean_probability(probability, regions)
+        assert not regions or means.min() >= 0.7 * np.median(means)
         mask = probability > 0.5
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
 
