@@ -24,7 +24,6 @@ from neurodetect.regions import read_regions, regions_to_mask, write_regions
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
 BACKGROUND = 25.0  #: pixels, standard deviation of the Gaussian whose mean is the local brightness
-BACKGROUNDS = ("keep", "subtract")
 FRAMES_IN_32_BITS = 2**16  #: whose sum fits, whatever their 16-bit pixels
 LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 

@@ -19,14 +19,12 @@ from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
-from neurodetect.projection import BACKGROUNDS, Prepared, scale
+from neurodetect.projection import Prepared, scale
 from neurodetect.regions import regions_to_separate_mask
 
 LEARNING_RATE = 2e-4
 BETAS = (0.9, 0.99)
 DECAY = 0.3  #: share of the iterations, the last, over which the learning rate goes down to zero
-
-RECIPES = ("now", "2016")
 
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
@@ -125,8 +123,8 @@ def train_network(
     seed: int,
     device: torch.device,
     precision: str,
-    recipe: str = RECIPES[0],
-    background: str = BACKGROUNDS[0],
+    recipe: str = "now",
+    background: str = "keep",
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -159,7 +157,6 @@ def train_network(
     UserError
         There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
     """
-
     modern = recipe == "now"
 
     def sampler(of: Sequence[Prepared], masks: list[np.ndarray], **how: Any) -> PatchSampler:
