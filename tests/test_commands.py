@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -144,19 +145,25 @@ def test_prediction(lab, predicted):
 
 
 def test_neurons_for_other_programs(lab, predicted, run_command, tmp_path):
-    weights = ("--model", lab / "model.pt", "--stride", 10, "--device", "cpu")
+    # A network of three steps is sure of nothing; at a low threshold it finds something to be written.
+    low = ("--threshold", 0.05, "--smallest-area", 1)
+    weights = ("--model", lab / "model.pt", "--stride", 10, "--device", "cpu", *low)
     result = run_command(
         *("conv2d_predict.py", lab / "test", *weights, "--export", "labels,csv,imagej,suite2p", "--quiet"),
         cwd=tmp_path,
     )
     assert result.returncode == 0 and result.stdout == "", result.stderr
     (entry,) = (e for e in json.loads((tmp_path / "submission.json").read_text()) if e["dataset"] == "stack")
+    assert entry["regions"]
     labels = tifffile.imread(tmp_path / "submission_stack_labels.tif")
     assert labels.max() == len(entry["regions"])
     for number, region in enumerate(entry["regions"], start=1):
         assert np.argwhere(labels == number).tolist() == region["coordinates"]
     rows = (tmp_path / "submission_stack.csv").read_text().splitlines()
     assert len(rows) == 1 + len(entry["regions"])
+    for row, region in zip(csv.DictReader(rows), entry["regions"], strict=True):
+        assert float(row["probability"]) == pytest.approx(region["probability"], abs=1e-3)
+        assert 0.04 < region["probability"] <= 1  # what the rim of a neuron has at this threshold
     assert (tmp_path / "submission_stack_rois.zip").exists()
     assert (tmp_path / "submission_stack_suite2p" / "stat.npy").exists()
     verbose = run_command("conv2d_predict.py", lab / "test", *weights, "--verbose", cwd=tmp_path)
