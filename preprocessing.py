@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Turn recordings into what the network learns from: one mean image each, and the neuron mask.
 
 For every RECORDING this writes into OUTPUT_FOLDER
@@ -15,31 +16,23 @@ from neurodetect import console
 
 
 def main() -> None:
-    parser = console.Parser(__doc__, "python preprocessing.py neurofinder.00.00 neurofinder.01.00 train")
-    parser.add_argument(
-        "recordings",
-        nargs="+",
-        metavar="RECORDING",
-        help=console.RECORDING_HELP,
-    )
-    parser.add_argument("output_folder", metavar="OUTPUT_FOLDER", help="made if it is missing")
-    parser.add_argument("--show", action="store_true", help="also open a window with each picture")
-    args = parser.parse_args()
+    args = console.preprocessing_options(__doc__)
 
-    from neurodetect.figures import draw_regions, require_display, save_figure, show_figure
-    from neurodetect.files import UserError, require_writable
+    from neurodetect.files import require_writable
+    from neurodetect.prepared import require_name, write_prepared
     from neurodetect.progress import progress_bar
-    from neurodetect.projection import clip_bright, mean_projection, require_name, write_prepared
-    from neurodetect.recording import open_recording
+    from neurodetect.projection import clip_bright, mean_projection
+    from neurodetect.recording import open_recording, refuse_recording
+    from neurodetect.regions import require_distinct_datasets
+    from neurodetect.view.figures import draw_regions, require_display, save_figure, show_figure
 
     if args.show:
         require_display()
+    refuse_recording(args.output_folder)
     recordings = [open_recording(path) for path in args.recordings]
-    names = [recording.name for recording in recordings]
-    for name in names:
-        require_name(name)
-        if names.count(name) > 1:
-            raise UserError(f"{name}: two recordings have this name, one would replace the other; rename one")
+    for recording in recordings:
+        require_name(recording.name)
+    require_distinct_datasets(recording.name for recording in recordings)
     require_writable(args.output_folder)
 
     for recording in recordings:

@@ -8,20 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurodetect import __version__, progress
-from neurodetect.files import UserError, reason
+from neurodetect.files import LARGEST_SIDE, UserError, reason
 
 if TYPE_CHECKING:
-    from neurodetect.checkpoint import UnfinishedRun
+    from neurodetect.detection import DetectionSettings, TrainingSettings
+    from neurodetect.resume import UnfinishedRun
 
 # A training step makes and frees gigabytes; with huge pages that takes half the time. PyTorch reads
 # this when it is imported, after the arguments are parsed.
@@ -29,8 +32,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # The same sums in the same order on a GPU too; read when CUDA's libraries are loaded.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+OUT_OF_MEMORY = "out of memory; close other programs, or use a smaller --batch-size or a larger --stride"
+RECIPES = {"standard": "standard", "2016": "2016", "now": "standard"}  #: by all names they have had
 LARGEST_STRIDE = 20  #: pixels; windows further apart would leave pixels without a prediction
-RUN_CONTROL = ("resume", "keep_checkpoint", "checkpoint_every", "quiet", "verbose")  #: change no result
 PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotlib", "tifffile")
 
 
@@ -54,8 +58,9 @@ class Parser(argparse.ArgumentParser):
     It has --quiet and --verbose, and sets what `say` and progress bars do.
     """
 
-    def __init__(self, description: str, example: str) -> None:
+    def __init__(self, description: str, example: str, prog: str | None = None) -> None:
         super().__init__(
+            prog=prog,
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,42 +114,43 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """--iterations, --batch-size, --recipe and --background."""
-    parser.add_argument(
+    group = parser.add_argument_group("training")
+    group.add_argument(
         "--iterations",
         type=number_in(int, 1),
         default=10_000,
         metavar="N",
         help="training steps; more is better and slower, 3000 are enough for a first look (default: 10000)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--batch-size",
         type=number_in(int, 2),
         default=100,
         metavar="N",
         help="40 x 40 windows per training step, half of them centred on a neuron (default: 100)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--recipe",
-        choices=("now", "2016"),
-        default="now",
-        help="2016 trains as the challenge's entry was: windows flipped only, one learning rate to the end; "
-        "now turns them in all eight ways, keeps touching neurons apart in the masks and "
-        "lets the learning rate go down to zero, which finds more neurons "
-        "(default: now)",
+        type=recipe,
+        metavar="{standard,2016}",
+        help="2016 is the method of the challenge's entry to the letter: windows flipped only, one learning "
+        "rate to the end, and unless --regions says otherwise connected pixels as neurons; standard turns "
+        "windows in all eight ways, keeps touching neurons apart in the masks and lets the learning rate go "
+        "down to zero, which finds more neurons (default: standard, with --model that of the weights)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--background",
         choices=("keep", "subtract"),
-        default="keep",
         help="subtract takes the local brightness off each image before the network sees it: for images "
-        "with bright and dark areas, and for recordings from another microscope than the labelled ones; "
-        "with --model it is as those weights were trained (default: keep)",
+        "with bright and dark areas, and for recordings from another microscope than the labelled ones "
+        "(default: keep; with --model always that of the weights)",
     )
 
 
 def add_detection_options(parser: argparse.ArgumentParser) -> None:
-    """--stride, --regions, --threshold, --smallest-area, --seed, --device and --precision."""
-    parser.add_argument(
+    """--stride, --regions, --threshold and --smallest-area."""
+    group = parser.add_argument_group("finding neurons")
+    group.add_argument(
         "--stride",
         type=number_in(int, 1, LARGEST_STRIDE),
         default=1,
@@ -152,65 +158,66 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         help="pixels between two windows of the probability map; 1 is the method, 4 takes a sixteenth "
         "of the time and finds nearly the same (default: 1)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--regions",
         choices=("watershed", "connected"),
-        default="watershed",
         help="how labelled pixels become neurons: watershed tells touching neurons apart, adds a rim of "
         "one pixel where the probability is nearly high enough, and drops what is much less probable "
-        "than the others; connected gives plain connected components (default: watershed)",
+        "than the others; connected gives plain connected components (default: watershed; connected with "
+        "--recipe 2016)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--threshold",
         type=number_in(float, 0, 1),
         default=0.5,
         metavar="P",
-        help="pixels whose probability of being neuron is above this are neuron: higher finds fewer and "
-        "surer ones; the cross-validation draws what each threshold gives (default: 0.5)",
+        help="pixels whose probability of being neuron is above this are neuron: higher finds fewer neurons "
+        "and with more confidence; the cross-validation draws what each threshold gives (default: 0.5)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--smallest-area",
         type=number_in(float, 1),
         metavar="PX",
         help="regions of fewer pixels are dropped (default: two fifths of the labelled neurons' median area, "
         "in µm² where the scale of all recordings is known)",
     )
-    parser.add_argument(
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """--seed, --device, --precision, --resume, --keep-checkpoint and --checkpoint-every."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
         "--seed",
         type=number_in(int, 0, 2**31),
         default=0,
         metavar="N",
         help="of every random number; the same seed on the same machine gives the same files (default: 0)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="where the network computes; auto takes a CUDA GPU where there is one (default: auto)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
         help="of the network's arithmetic; auto takes bfloat16 where the processor is faster with it "
         "(default: auto)",
     )
-
-
-def add_resume_options(parser: argparse.ArgumentParser) -> None:
-    """--resume, --keep-checkpoint and --checkpoint-every."""
-    parser.add_argument(
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on from where the same command was stopped, by Ctrl-C or a crash; the result is that of a "
         "run in one go",
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep-checkpoint",
         action="store_true",
         help="keep the folder with the state of the training (1 GB) when all is done",
     )
-    parser.add_argument(
+    group.add_argument(
         "--checkpoint-every",
         type=number_in(float, 0),
         default=10.0,
@@ -219,49 +226,285 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings(args: argparse.Namespace, **resolved: Any) -> dict[str, Any]:
-    """What a result was made with: options, what they were resolved to, versions of the packages."""
-    options = {key: value for key, value in vars(args).items() if key not in RUN_CONTROL}
+def recipe(text: str) -> str:
+    """An argument type: the name of a recipe; `now` is what the standard one was called first."""
+    if text not in RECIPES:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither standard nor 2016")
+    return RECIPES[text]
+
+
+def animation_options(description: str) -> argparse.Namespace:
+    """The command line of play_animation.py."""
+    parser = Parser(description, "python play_animation.py neurofinder.00.00 --speed 4 --save movie.gif")
+    parser.add_argument(
+        "recording",
+        metavar="RECORDING",
+        help=RECORDING_HELP,
+    )
+    parser.add_argument(
+        "--submission",
+        metavar="FILE",
+        help="outline the neurons that this submission.json of conv2d_predict.py has for the recording "
+        "(default: the labelled ones)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=frame_numbers,
+        metavar="FIRST:LAST",
+        help="only these frames, counted from 1 as the movie shows them, for example 1:200 (default: all; "
+        "in a .gif the first 100)",
+    )
+    parser.add_argument(
+        "--speed",
+        type=number_in(float, 0.01, 1000),
+        default=1.0,
+        metavar="FACTOR",
+        help="1 plays as fast as the recording was made, or 30 frames a second where it does not say; "
+        "10 plays ten times as fast (default: 1)",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="FILE",
+        help="write the movie into this .gif, or .mp4 where ffmpeg is installed, and open no window "
+        "(default: a window)",
+    )
+    return parser.parse_args()
+
+
+def frame_numbers(text: str) -> tuple[int, int]:
+    """An argument type: FIRST:LAST, two whole numbers from 1."""
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, for example 1:200")
+    return first, last
+
+
+def preprocessing_options(description: str) -> argparse.Namespace:
+    """The command line of preprocessing.py."""
+    parser = Parser(description, "python preprocessing.py neurofinder.00.00 neurofinder.01.00 train")
+    parser.add_argument("recordings", nargs="+", metavar="RECORDING", help=RECORDING_HELP)
+    parser.add_argument("output_folder", metavar="OUTPUT_FOLDER", help="made if it is missing")
+    parser.add_argument("--show", action="store_true", help="also open a window with each picture")
+    return parser.parse_args()
+
+
+def crossvalidation_options(description: str) -> argparse.Namespace:
+    """The command line of conv2d_crossvalidation.py."""
+    parser = Parser(description, "python conv2d_crossvalidation.py train --folds 3 --iterations 3000")
+    group = parser.add_argument_group("input and output")
+    group.add_argument("train_folder", metavar="TRAIN_FOLDER", help="holds X_NAME.npy and y_NAME.npy files")
+    group.add_argument(
+        "--folds",
+        type=number_in(int, 2),
+        default=5,
+        metavar="K",
+        help="networks to train, at most one per recording (default: 5)",
+    )
+    group.add_argument(
+        "--output",
+        default="crossvalidation.json",
+        metavar="FILE",
+        help="the scores and settings; beside it go crossvalidation.report.html, to be opened in a browser, "
+        "and one picture per recording, all under the name of FILE (default: crossvalidation.json)",
+    )
+    add_training_options(parser)
+    add_detection_options(parser)
+    add_running_options(parser)
+    return parser.parse_args()
+
+
+def prediction_options(description: str) -> argparse.Namespace:
+    """The command line of conv2d_predict.py."""
+    from neurodetect.formats.exports import FORMATS
+
+    parser = Parser(
+        description,
+        "python conv2d_predict.py train test --save-model weights.pt\n"
+        "  python conv2d_predict.py test --model weights.pt",
+    )
+    group = parser.add_argument_group("input and output")
+    group.add_argument(
+        "train_folder", nargs="?", metavar="TRAIN_FOLDER", help="holds X_NAME.npy and y_NAME.npy files"
+    )
+    group.add_argument("test_folder", metavar="TEST_FOLDER", help="holds X_NAME.npy files")
+    group.add_argument(
+        "--output",
+        default="submission.json",
+        metavar="FILE",
+        help="the neurons found; beside it go submission.report.html, to be opened in a browser, a picture "
+        "of each recording, and a log of what the result was made from, all under the name of FILE "
+        "(default: submission.json)",
+    )
+    group.add_argument(
+        "--save-model",
+        default="model.pt",
+        metavar="FILE",
+        help="where the trained weights go, 325 MB (default: model.pt)",
+    )
+    group.add_argument(
+        "--model",
+        metavar="FILE",
+        help="use these weights of an earlier run and do not train; TEST_FOLDER is given alone",
+    )
+    group.add_argument(
+        "--export",
+        type=choices_in(FORMATS),
+        default=[],
+        metavar="FORMAT[,FORMAT]",
+        help="beside the submission write the neurons for other programs too: imagej (a zip of ROIs for "
+        "Fiji), labels (a label image for napari, Cellpose, QuPath), suite2p (a folder for its GUI, with "
+        "zeros for traces, which a mean image has not), csv (a table)",
+    )
+    add_training_options(parser)
+    add_detection_options(parser)
+    add_running_options(parser)
+    args = parser.parse_args()
+    if args.train_folder is None and args.model is None:
+        parser.error("give TRAIN_FOLDER and TEST_FOLDER, or TEST_FOLDER and --model FILE")
+    if args.train_folder is not None and args.model is not None:
+        parser.error(
+            f"with --model nothing is trained; leave {args.train_folder} out, or --model to train on it"
+        )
+    return args
+
+
+def scoring_options(description: str) -> argparse.Namespace:
+    """The command line of `python -m neurodetect.scoring`."""
+    parser = Parser(
+        description,
+        "python -m neurodetect.scoring train submission.json\n"
+        "  python -m neurodetect.scoring neurofinder.00.00/regions/regions.json RoiSet.zip --threshold 5",
+        prog="python -m neurodetect.scoring",
+    )
+    parser.add_argument("truth", metavar="TRUTH", help="labels of one recording, or a folder of them")
+    parser.add_argument("estimate", metavar="ESTIMATE", help="submission.json, or neurons of one recording")
+    parser.add_argument(
+        "--threshold",
+        type=number_in(float, 0),
+        metavar="PX",
+        help="centres less than this apart are the same neuron (default: 5 µm in whole pixels where the "
+        "recording's scale is known, 5 px elsewhere)",
+    )
+    return parser.parse_args()
+
+
+def labels_options(description: str) -> argparse.Namespace:
+    """The command line of `python -m neurodetect.labels`."""
+    parser = Parser(
+        description,
+        "python -m neurodetect.labels RoiSet.zip mouse1/regions/regions.json",
+        prog="python -m neurodetect.labels",
+    )
+    parser.add_argument("labels", metavar="LABELS", help="the file to read")
+    parser.add_argument(
+        "regions", metavar="regions.json", help="the file to write; its folder is made if it is missing"
+    )
+    parser.add_argument(
+        "--shape",
+        nargs=2,
+        type=number_in(int, 1, LARGEST_SIDE),
+        metavar=("H", "W"),
+        help="rows and columns of the recording: what lies outside is then refused, or of a ROI cut off",
+    )
+    args = parser.parse_args()
+    if not args.regions.lower().endswith(".json"):
+        parser.error(f"{args.regions} does not end in .json: name the labels first, then the file to write")
+    return args
+
+
+def demo_options(description: str) -> argparse.Namespace:
+    """The command line of `python -m neurodetect.demo`."""
+    parser = Parser(description, "python -m neurodetect.demo demo", prog="python -m neurodetect.demo")
+    parser.add_argument(
+        "folder", nargs="?", default="demo", metavar="FOLDER", help="where everything goes (default: demo)"
+    )
+    return parser.parse_args()
+
+
+def read_settings(
+    args: argparse.Namespace, trained_on: Mapping[str, Any] | None = None
+) -> tuple[TrainingSettings, DetectionSettings]:
+    """The options, what they leave open resolved, as the settings of a run: how to train, how to find.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        With an option for each field of the two dataclasses.
+    trained_on : mapping, optional
+        Settings of the weights that are used instead of training.
+
+    Raises
+    ------
+    UserError
+        The device is not there.
+    """
+    from neurodetect.detection import DetectionSettings, TrainingSettings
+    from neurodetect.device import choose_device, choose_precision
+
+    trained_on = trained_on or {}
+    device = choose_device(args.device)
+    recipe = args.recipe or RECIPES[trained_on.get("recipe", "standard")]
+    options = vars(args) | {
+        "recipe": recipe,
+        "background": trained_on.get("background") or args.background or "keep",
+        "regions": args.regions or ("connected" if recipe == "2016" else "watershed"),
+        "device": device.type,
+        "precision": choose_precision(args.precision, device),
+    }
+    # A field without an option of its name is a KeyError, and never a setting that nobody compares.
+    training, detection = (
+        kind(**{field.name: options[field.name] for field in fields(kind)})
+        for kind in (TrainingSettings, DetectionSettings)
+    )
+    return training, detection
+
+
+def log_settings(*settings: Any, **others: Any) -> dict[str, Any]:
+    """What a result was made with, for its log: dataclasses of settings, others, versions of the packages."""
+    options = {key: value for one in settings for key, value in asdict(one).items()} | others
     versions = {"neurodetect": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # run from another kind of installation than pip's
             versions[package] = "unknown"
-    options |= resolved
     say("\n".join(f"{key}: {value}" for key, value in {**options, **versions}.items()), level=2)
     return {**options, "versions": versions}
 
 
-def identity(settings: dict[str, Any], **digests: dict[str, str]) -> dict[str, Any]:
-    """What a run has to have in common with the one that it resumes: options that count, PyTorch, the data.
+def beside(output: str | Path, ending: str) -> Path:
+    """The file beside a result that begins with its name: `scores.json` and `.log.json` to `scores.log.json`.
+
+    Of the name nothing but a suffix .json is taken off, so that `run.1` and `run.2` share no file.
+    """
+    output = Path(output)
+    stem = output.stem if output.suffix.lower() == ".json" else output.name
+    return output.with_name(stem + ending)
+
+
+def unfinished_run(
+    args: argparse.Namespace, settings: dict[str, Any], **digests: dict[str, str]
+) -> UnfinishedRun:
+    """The unfinished run beside `--output`, to be begun or gone on with as the resume options say.
 
     Parameters
     ----------
+    args : argparse.Namespace
     settings : dict
-        Of `settings`.
+        Of `log_settings`: a run is resumed with the same only, but for versions of packages other than
+        PyTorch's.
     **digests : dict of str to str
-        SHA-256 of the files of a kind, by name.
+        SHA-256 of the files of a kind, by name; they have to be the same too.
     """
-    keys = (
-        *("iterations", "batch_size", "recipe", "background", "folds", "stride"),
-        *("regions", "threshold", "smallest_area", "seed", "device", "precision"),
-    )
+    from neurodetect.resume import UnfinishedRun
+
     files = {f"{kind} file {name}": value for kind, of in digests.items() for name, value in of.items()}
-    return {
-        **{key: settings[key] for key in keys if key in settings},
-        "PyTorch": settings["versions"]["torch"],
-        **files,
-    }
-
-
-def unfinished_run(args: argparse.Namespace, identity: dict[str, Any]) -> UnfinishedRun:
-    """The unfinished run beside `--output`, to be begun or gone on with as the resume options say."""
-    from neurodetect.checkpoint import UnfinishedRun
-
+    torch_version = settings["versions"]["torch"]
+    options = {key: value for key, value in settings.items() if key != "versions"}
     run = UnfinishedRun(
-        Path(args.output).with_suffix(".unfinished"),
-        identity,
+        beside(args.output, ".unfinished"),
+        {**options, "PyTorch": torch_version, **files},
         resume=args.resume,
         seconds=60 * args.checkpoint_every,
         keep=args.keep_checkpoint,
@@ -323,7 +566,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         named = f"{error.filename}: " if error.filename else ""
         stop(program, f"{named}{reason(error)}; check the path, its permissions and the disk", 2)
     except MemoryError:
-        stop(program, "out of memory; close other programs, or use a larger --stride or smaller batch", 2)
+        stop(program, OUT_OF_MEMORY, 2)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # what PyTorch raises in the place of MemoryError
+            raise
+        stop(program, OUT_OF_MEMORY, 2)
     except KeyboardInterrupt as interrupt:
         number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
         stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), 128 + number)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from neurodetect import console
 from neurodetect.files import UserError
 
-SCRIPTS = Path(__file__).resolve().parent.parent
+# In a clone the commands lie beside the package, installed by pip where programs are.
+PLACES = (Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("scripts")))
 TRAINING, TEST = ("simulated.00", "simulated.01", "simulated.02"), ("simulated.03",)
 SHAPE = (144, 160)  #: pixels, not square: an exchange of rows and columns would show
 FRAMES = 100
@@ -26,12 +28,7 @@ PREDICTION = "--iterations 200 --batch-size 50 --stride 2 --output found/submiss
 
 
 def main() -> None:
-    parser = console.Parser(__doc__, "python -m neurodetect.demo demo")
-    parser.prog = "python -m neurodetect.demo"
-    parser.add_argument(
-        "folder", nargs="?", default="demo", metavar="FOLDER", help="where everything goes (default: demo)"
-    )
-    args = parser.parse_args()
+    args = console.demo_options(__doc__)
 
     from neurodetect.synthetic import write_recording
 
@@ -51,8 +48,8 @@ def main() -> None:
 
     console.say(
         "\nDone. Open these two in a browser:\n"
-        f"  {folder}/found/report.html, what was found in a recording that the network had not seen\n"
-        f"  {folder}/validation/report.html, how good it is\n"
+        f"  {folder}/found/submission.report.html, what was found in a recording not seen in training\n"
+        f"  {folder}/validation/scores.report.html, how good it is\n"
         f"and look at {folder}/movie.gif. Next: the same commands on your own recordings, see README.md."
     )
 
@@ -60,7 +57,8 @@ def main() -> None:
 def run(folder: Path, script: str, *arguments: str) -> None:
     """Run one of the four commands in the folder, and show it as a user would type it."""
     console.say(f"\n$ python {script} {shlex.join(arguments)}")
-    result = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], cwd=folder)
+    path = next(place / script for place in PLACES if (place / script).exists())
+    result = subprocess.run([sys.executable, str(path), *arguments], cwd=folder)
     if result.returncode:
         raise UserError(f"{script} failed, see above")
 

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LARGEST_JSON = 2**26  #: bytes, which take Python a gigabyte or two; a field of 600 neurons has one megabyte
+LARGEST_SUBMISSION = 2**30  #: bytes; more than a thousand recordings
+LARGEST_SIDE = 2**14  #: pixels of an image, where no recording says how large it is
 ARRAY_MAGIC = b"\x93NUMPY\x01\x00"  #: how a `.npy` file begins: format 1.0, which any plain array has
 
 
@@ -38,6 +41,11 @@ def natural_key(path: str | Path) -> list[tuple[int, int | str]]:
     list of tuple
         Runs of digits as numbers, the rest as lower-case text; at last the name itself, so that two
         different names never compare equal.
+
+    Examples
+    --------
+    >>> sorted(["image10.tif", "image2.tif"], key=natural_key)
+    ['image2.tif', 'image10.tif']
     """
     name = Path(path).name
     parts = re.split(r"([0-9]+)", name)
@@ -143,18 +151,37 @@ def in_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
-    """Write a JSON file whole, in one line if `indent` is None.
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all beside their names, then all renamed, the first one first.
 
-    NaN and infinity are refused: JSON has neither.
+    Raises
+    ------
+    UserError
+        One cannot be written; then all old files stay as they were.
     """
-    text = json.dumps(value, allow_nan=False, indent=indent)
-    with write_whole(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with ExitStack() as renames:  # what is entered last is renamed first
+        for path, content in reversed(contents.items()):
+            renames.enter_context(write_whole(path)).write_bytes(content)
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file, UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+    """Write a JSON file whole, see `json_bytes`."""
+    write_together({Path(path): json_bytes(value, indent)})
+
+
+def json_bytes(value: Any, indent: int | None = 1) -> bytes:
+    """The content of a JSON file, in one line if `indent` is None.
+
+    Raises
+    ------
+    ValueError
+        There is NaN or infinity in it: JSON has neither.
+    """
+    return json.dumps(value, allow_nan=False, indent=indent).encode("ascii") + b"\n"
+
+
+def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
+    """Read a JSON file of up to `largest` bytes, UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises
     ------
@@ -164,9 +191,9 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(LARGEST_JSON + 1)
-        if len(content) > LARGEST_JSON:
-            raise UserError(f"{path}: is larger than {in_bytes(LARGEST_JSON)}; is it the right file?")
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise UserError(f"{path}: is larger than {in_bytes(largest)}; is it the right file?")
         return json.loads(content, object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
@@ -186,12 +213,16 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
     """Write a `.npy` file whole."""
+    write_together({Path(path): array_bytes(array)})
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """The content of a `.npy` file."""
     import numpy as np  # here, since `--help` needs this module but no arrays
 
     content = io.BytesIO()  # into a file numpy writes on its own, and what it says of a full disk is vague
     np.save(content, array, allow_pickle=False)
-    with write_whole(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    return content.getvalue()
 
 
 def read_array(path: str | Path, advice: str = "run preprocessing.py again") -> np.ndarray:
@@ -245,3 +276,19 @@ def digest(path: str | Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
     return hasher.hexdigest()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files of a folder in natural order, without hidden ones: macOS leaves some beside its copies."""
+    try:
+        names = [name for name in os.listdir(folder) if name[0] != "."]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({reason(error)}); check its permissions") from error
+    return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def positive_number(value: Any) -> float | None:
+    """The value as a float if it is a positive, finite number, None otherwise."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
+        return float(value)
+    return None

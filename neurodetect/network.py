@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 WINDOW = 40  #: side of the square window that the network sees, pixels
-TARGET = 20  #: side of the middle square of the window that it labels, pixels
-MARGIN = (WINDOW - TARGET) // 2  #: pixels of the window outside the middle square, on each side
+TARGET = 20  #: side of the central square of the window that it labels, pixels
+MARGIN = (WINDOW - TARGET) // 2  #: pixels of the window outside the central square, on each side
 
 MAPS_BEFORE_POOL = 50
 MAPS_AFTER_POOL = 100
@@ -15,7 +15,7 @@ HIDDEN_UNITS = 2000
 
 
 class NeuronNet(nn.Module):
-    """Probability of 'neuron' for each of the middle 20 x 20 pixels of a window.
+    """Probability of 'neuron' for each of the central 20 x 20 pixels of a window.
 
     Three 3 x 3 convolutions of 50 maps with ELU, a 2 x 2 max-pool, three of 100 maps with ELU,
     a dense layer of 2000 units with tanh and a dense layer of 400 logits. Every convolution pads
@@ -26,6 +26,13 @@ class NeuronNet(nn.Module):
     ----------
     generator : torch.Generator, optional
         Source of the random initial weights; PyTorch's global generator by default.
+
+    Examples
+    --------
+    >>> with torch.device("meta"):  # shapes without memory
+    ...     logits = NeuronNet()(torch.zeros(7, 1, 40, 40))
+    >>> tuple(logits.shape)
+    (7, 400)
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
@@ -61,9 +68,9 @@ class NeuronNet(nn.Module):
         return x
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits of the middle pixels, row by row: (N, 100, 20, 20) to (N, 400)."""
+        """Logits of the central pixels, row by row: (N, 100, 20, 20) to (N, 400)."""
         return self.output(torch.tanh(self.dense(features.flatten(1))))
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Logits of the middle pixels of windows: (N, 1, 40, 40) to (N, 400)."""
+        """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400)."""
         return self.classify(self.features(windows))

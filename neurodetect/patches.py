@@ -89,7 +89,7 @@ class PatchSampler:
         """Draw windows: half centred on neuron pixels, half on others, each turned at random.
 
         Window rows are r - 20 … r + 19 about the centre's row r, columns alike; the target is the
-        mask in the middle 20 x 20 pixels. Up-down and left-right flips come with probability 1/2 each.
+        mask in the central 20 x 20 pixels. Up-down and left-right flips come with probability 1/2 each.
 
         Parameters
         ----------
@@ -101,14 +101,21 @@ class PatchSampler:
         windows : float32 (count, 1, 40, 40)
         targets : float32 (count, 400)
             1 where a neuron is, row by row.
+
+        Examples
+        --------
+        >>> image, mask = np.eye(60, 50), np.eye(60, 50) > 0
+        >>> windows, targets = PatchSampler([image], [mask], seed=1).sample(10)
+        >>> tuple(windows.shape), tuple(targets.shape)
+        ((10, 1, 40, 40), (10, 400))
         """
         centers = torch.cat(
             [self._draw(self._neuron, count // 2), self._draw(self._background, count - count // 2)]
         )
         flips = self._coins(count), self._coins(count)
         pixels = self._pixels(centers, *flips, self._coins(count) if self._transpose else None)
-        middle = pixels[:, MARGIN : MARGIN + TARGET, MARGIN : MARGIN + TARGET]
-        return self._images[pixels].unsqueeze(1), self._masks[middle].flatten(1).float()
+        central = pixels[:, MARGIN : MARGIN + TARGET, MARGIN : MARGIN + TARGET]
+        return self._images[pixels].unsqueeze(1), self._masks[central].flatten(1).float()
 
     def state(self) -> Tensor:
         """Where the random numbers are: a uint8 tensor on the CPU, for `restore`."""
@@ -132,7 +139,7 @@ class PatchSampler:
         width = self._widths[torch.bucketize(centers, self._starts, right=True) - 1]
         corner = centers - PADDING * width - PADDING
         offsets = torch.arange(WINDOW, device=self.device)
-        # A flipped window reads its rows from the last to the first; its middle is flipped with it.
+        # A flipped window reads its rows from the last to the first; its central square is flipped with it.
         rows = torch.where(flip_rows[:, None], WINDOW - 1 - offsets, offsets)
         columns = torch.where(flip_columns[:, None], WINDOW - 1 - offsets, offsets)
         pixels = corner[:, None, None] + rows[:, :, None] * width[:, None, None] + columns[:, None, :]

@@ -15,16 +15,15 @@ it lies in `regions/` under any name (JSON as `regions.json`); for a file `movie
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurodetect.files import UserError, natural_key, read_json, reason
-from neurodetect.frames import HDF5_SUFFIXES, TIFF_SUFFIXES, Hdf5Frames, TiffFrames
-from neurodetect.labels import LABEL_SUFFIXES, read_labels
+from neurodetect.files import UserError, positive_number, read_json, visible_files
+from neurodetect.formats.frames import HDF5_SUFFIXES, TIFF_SUFFIXES, Hdf5Frames, TiffFrames
+from neurodetect.formats.labels import LABEL_SUFFIXES, is_label_file, read_labels, the_labels
 
 
 class Recording:
@@ -128,20 +127,8 @@ def open_recording(path: str | Path) -> Recording:
         raise UserError(f"{path}: holds no frames; images/*.tiff or a TIFF stack is expected")
     regions = visible_files(path / "regions") if (path / "regions").is_dir() else []
     labels = the_labels([file for file in regions if is_label_file(file)])
-    info_file = path / "info.json"
-    info = read_json(info_file) if info_file.exists() else {}
-    if not isinstance(info, dict):
-        raise UserError(f"{info_file}: is not a JSON object; mend or remove it")
+    info = read_info(path / "info.json")
     return Recording(path, TiffFrames(files), labels, info)
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder in natural order, without hidden ones: macOS leaves some beside its copies."""
-    try:
-        names = [name for name in os.listdir(folder) if name[0] != "."]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({reason(error)}); check its permissions") from error
-    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def is_frame_file(file: Path) -> bool:
@@ -149,27 +136,41 @@ def is_frame_file(file: Path) -> bool:
     return file.suffix.lower() in TIFF_SUFFIXES and not file.stem.endswith(".regions")
 
 
-def is_label_file(file: Path) -> bool:
-    """`regions.json`, or any file of the other kinds of labels."""
-    return file.name == "regions.json" or file.suffix.lower() in set(LABEL_SUFFIXES) - {".json"}
+def read_info(info_file: Path) -> dict[str, Any]:
+    """What an `info.json` says; empty where there is none.
 
-
-def the_labels(files: list[Path]) -> Path | None:
-    """The one file of labels, or None."""
-    if len(files) > 1:
-        names = " and ".join(file.name for file in files)
-        raise UserError(f"{files[0].parent}: has labels more than once, {names}; keep one of them")
-    return files[0] if files else None
-
-
-def read_scale(info_file: Path) -> float | None:
-    """Pixels per micrometre that an `info.json` gives, None where there is none."""
+    Raises
+    ------
+    UserError
+        It is unreadable or no JSON object.
+    """
     info = read_json(info_file) if info_file.exists() else {}
-    return positive_number(info.get("pixels-per-micron")) if isinstance(info, dict) else None
+    if not isinstance(info, dict):
+        raise UserError(f"{info_file}: is not a JSON object; mend or remove it")
+    return info
 
 
-def positive_number(value: Any) -> float | None:
-    """The value as a float if it is a positive, finite number, None otherwise."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
-        return float(value)
-    return None
+def pixels_per_micron_of(info_file: Path) -> float | None:
+    """The scale that an `info.json` gives, pixels per micrometre; None where there is none."""
+    return positive_number(read_info(info_file).get("pixels-per-micron"))
+
+
+def refuse_recording(folder: str | Path) -> None:
+    """Make sure that results are not written into somebody's raw data.
+
+    Raises
+    ------
+    UserError
+        The folder, or the file in its place, is a recording.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        files = visible_files(folder)
+        prepared = any(file.name.startswith("X_") and file.suffix == ".npy" for file in files)
+        is_recording = (folder / "images").is_dir() or (any(map(is_frame_file, files)) and not prepared)
+    else:
+        is_recording = folder.is_file() and (is_frame_file(folder) or folder.suffix.lower() in HDF5_SUFFIXES)
+    if is_recording:
+        raise UserError(
+            f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"
+        )

@@ -6,27 +6,27 @@ A neuron is an (n, 2) integer array of `[row, column]` pixels; a recording's neu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from neurodetect.files import UserError, read_json, write_json
+from neurodetect.files import LARGEST_SUBMISSION, UserError, json_bytes, read_json, write_json, write_together
 
 THRESHOLD = 0.5  #: a pixel whose probability is above this is neuron: the probability, rounded
-SMALLEST_AREA = 20  #: pixels, where no typical neuron is known: less is a crumb of the rounding
+SMALLEST_AREA = 20  #: pixels, where no typical neuron is known: smaller regions are left by the rounding
 TYPICAL_AREA = 150.0  #: pixels of a neuron, where no labelled ones tell
 # Measured on held-out recordings: hardly one labelled neuron in a hundred is smaller than this share.
-SMALLEST_SHARE = 0.4  #: of a typical neuron's area; a smaller region is a crumb
+SMALLEST_SHARE = 0.4  #: of a typical neuron's area; a smaller region is no neuron
 # Smoothing and distance are in radii of a typical neuron: a split means the same at every magnification.
 SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distance transform
 SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, where distances are taken
-SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' middles, but no less than a pixel
-# A share of the median, not a probability: on another laboratory's images the network is less sure of all.
-SURE = 0.7  #: of the median neuron's mean probability, what each must reach
-RIM = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
+SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no less than a pixel
+# A share of the median, not a probability: on another laboratory's images all probabilities are lower.
+CONFIDENCE_SHARE = 0.7  #: of the median neuron's mean probability, what each must reach
+RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
 NAMES_SHOWN = 5  #: recordings that an error names; a file may have thousands
@@ -60,7 +60,7 @@ def find_regions(
         Probability of 'neuron' at each pixel, or a mask.
     method : {"watershed", "connected"}
         "watershed" tells touching cells apart, gives each its rim (see `split_touching`, `add_rim`) and
-        drops those of which the network is less SURE than of the others; "connected" gives plain
+        drops those whose mean probability is much lower than the others'; "connected" gives plain
         connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
@@ -80,6 +80,13 @@ def find_regions(
     ------
     ValueError
         The map has NaN or is not two-dimensional, or the method is unknown.
+
+    Examples
+    --------
+    >>> probability = np.zeros((20, 30))
+    >>> probability[2:9, 3:10] = probability[10:18, 15:25] = 0.9
+    >>> [len(region) for region in find_regions(probability)]
+    [49, 80]
     """
     probability = np.asarray(probability)
     if probability.ndim != 2 or np.isnan(probability).any():
@@ -96,9 +103,9 @@ def find_regions(
     if method == "connected":
         regions = labels_to_regions(labels)
     else:
-        regions = labels_to_regions(add_rim(labels, probability, RIM * threshold))
+        regions = labels_to_regions(add_rim(labels, probability, RIM_SHARE * threshold))
         means = mean_probability(probability, regions)
-        lowest = SURE * np.median(means) if regions else 0
+        lowest = CONFIDENCE_SHARE * np.median(means) if regions else 0
         regions = [region for region, mean in zip(regions, means, strict=True) if mean >= lowest]
     return sorted(regions, key=lambda region: tuple(region[0]))
 
@@ -109,7 +116,7 @@ def split_touching(
     """Number the cells of a probability map, touching ones told apart.
 
     A watershed of the distance to the nearest pixel that is not neuron, flooded from its peaks. The
-    distance is the mean over the threshold and higher ones: where the network is less sure between two
+    distance is the mean over the threshold and higher ones: where the probability is lower between two
     cells than in them, they part although their outline has no waist.
 
     Parameters
@@ -152,7 +159,7 @@ def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float) -> np.nd
     """Cells one pixel larger, where the probability allows it.
 
     The network learns from masks with a gap between touching neurons (see `regions_to_separate_mask`) and
-    is unsure at every outline, so that cells come out small by about half of their rim.
+    gives middling probabilities at every outline, so that cells come out small by about half of their rim.
 
     Parameters
     ----------
@@ -182,7 +189,13 @@ def mean_probability(probability: np.ndarray, regions: Sequence[np.ndarray]) -> 
 
 
 def labels_to_regions(labels: np.ndarray) -> list[np.ndarray]:
-    """Pixels of each positive label of an (H, W) label image, in the labels' order, row-major."""
+    """Pixels of each positive label of an (H, W) label image, in the labels' order, row-major.
+
+    Examples
+    --------
+    >>> [region.tolist() for region in labels_to_regions(np.array([[0, 2], [1, 2]]))]
+    [[[1, 0]], [[0, 1], [1, 1]]]
+    """
     rows, columns = np.nonzero(labels > 0)
     values = labels[rows, columns]
     order = np.argsort(values, kind="stable")  # stable: row-major order within a label
@@ -192,7 +205,13 @@ def labels_to_regions(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def regions_to_mask(regions: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """1 where any neuron is, 0 elsewhere: uint8 (H, W). A pixel in two neurons is 1 all the same."""
+    """1 where any neuron is, 0 elsewhere: uint8 (H, W). A pixel in two neurons is 1 all the same.
+
+    Examples
+    --------
+    >>> regions_to_mask([np.array([[0, 1], [1, 1]]), np.array([[1, 2]])], (2, 4)).tolist()
+    [[0, 1, 0, 0], [0, 1, 1, 0]]
+    """
     mask = np.zeros(shape, np.uint8)
     for region in regions:
         mask[region[:, 0], region[:, 1]] = 1
@@ -221,6 +240,71 @@ def regions_to_labels(regions: Sequence[np.ndarray], shape: tuple[int, int]) -> 
     for number, region in enumerate(regions, start=1):
         labels[region[:, 0], region[:, 1]] = number
     return labels
+
+
+# Outlines
+
+
+def outlines(regions: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outlines of neurons along the edges of their pixels.
+
+    Parameters
+    ----------
+    regions : sequence of (n, 2) int arrays
+        `[row, column]` pixels of each neuron. Pixel `[r, c]` is the square r - 0.5 … r + 0.5,
+        c - 0.5 … c + 0.5.
+
+    Returns
+    -------
+    list of (k, 2) float arrays
+        Closed polygons, the last corner being the first, as `[row, column]`; neuron by neuron, with one
+        polygon for each piece of a neuron and one for each of its holes (those that meet at a corner may
+        share one). Where two neurons touch, each has its own.
+
+    Examples
+    --------
+    >>> outlines([np.array([[0, 0], [0, 1]])])[0].tolist()
+    [[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5], [-0.5, -0.5]]
+    """
+    rings = []
+    for region in regions:
+        region = np.asarray(region)
+        if len(region):
+            rings += trace(region - region.min(axis=0), region.min(axis=0) - 0.5)
+    return rings
+
+
+def trace(pixels: np.ndarray, origin: np.ndarray) -> Iterator[np.ndarray]:
+    """Outlines of one neuron whose pixels begin at row 0 and column 0. See `outlines`."""
+    mask = np.zeros(pixels.max(axis=0) + 3, bool)
+    mask[pixels[:, 0] + 1, pixels[:, 1] + 1] = True
+    # Pixel edges with the neuron on one side only, as steps from corner to corner clockwise round it:
+    # neighbour on the outer side, first corner and last corner of the edge, from the pixel's upper left.
+    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for neighbour, first, last in (
+        ((-1, 0), (0, 0), (0, 1)),
+        ((0, 1), (0, 1), (1, 1)),
+        ((1, 0), (1, 1), (1, 0)),
+        ((0, -1), (1, 0), (0, 0)),
+    ):
+        outside = ~np.roll(mask, (-neighbour[0], -neighbour[1]), axis=(0, 1))
+        edges = np.argwhere(mask & outside) - 1
+        for start, end in zip((edges + first).tolist(), (edges + last).tolist(), strict=True):
+            steps.setdefault(tuple(start), []).append(tuple(end))
+    while steps:
+        corner = next(iter(steps))
+        ring = [corner]
+        while corner in steps:  # as many steps lead to a corner as from it: the way ends where it began
+            ends = steps[corner]
+            after = ends.pop()
+            if not ends:
+                del steps[corner]
+            if len(ring) > 1 and (ring[-2][0] == after[0] or ring[-2][1] == after[1]):
+                ring[-1] = after  # straight on
+            else:
+                ring.append(after)
+            corner = after
+        yield np.array(ring) + origin
 
 
 # neurofinder JSON
@@ -305,6 +389,25 @@ def dataset_name(name: str) -> str:
     return name.removeprefix("neurofinder.")
 
 
+def require_distinct_datasets(names: Iterable[str]) -> None:
+    """Refuse recordings that would be one dataset in a submission.
+
+    Raises
+    ------
+    UserError
+        Two have the same name, or differ only by a leading `neurofinder.`.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        dataset = dataset_name(name)
+        if dataset in known:
+            raise UserError(
+                f"{known[dataset]} and {name}: two recordings are one dataset, {dataset}, in a submission; "
+                "rename one of them"
+            )
+        known[dataset] = name
+
+
 def write_submission(
     path: str | Path,
     found: Mapping[str, Sequence[np.ndarray]],
@@ -319,9 +422,15 @@ def write_submission(
     found : mapping of str to sequence of (n, 2) arrays
         The neurons of each recording; the key is the recording's folder name.
     probabilities : mapping of str to sequence of float, optional
-        Mean probability of each neuron, written beside its coordinates to three decimals: how sure the
-        network is. Readers of the format look at the coordinates alone.
+        Mean probability of each neuron, written beside its coordinates to three decimals: the network's
+        confidence. Readers of the format look at the coordinates alone.
+
+    Raises
+    ------
+    UserError
+        Two recordings are one dataset, or the file cannot be written or is too large for `read_submission`.
     """
+    require_distinct_datasets(found)
     value = []
     for name, regions in found.items():
         entries = regions_as_json(regions)
@@ -329,7 +438,12 @@ def write_submission(
             for entry, probability in zip(entries, probabilities[name], strict=True):
                 entry["probability"] = round(float(probability), 3)
         value.append({"dataset": dataset_name(name), "regions": entries})
-    write_json(path, value, indent=None)
+    content = json_bytes(value, indent=None)
+    if len(content) > LARGEST_SUBMISSION:
+        raise UserError(
+            f"{path}: would be larger than anything reads; find neurons in fewer recordings at once"
+        )
+    write_together({Path(path): content})
 
 
 def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list[np.ndarray]:
@@ -354,7 +468,7 @@ def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list
     UserError
         The file is missing or malformed, or has no entry for the recording, or two.
     """
-    datasets = parse_submission(read_json(path), source=str(path))
+    datasets = parse_submission(read_json(path, LARGEST_SUBMISSION), source=str(path))
     wanted, names = dataset_name(name), list(datasets)
     if wanted not in datasets:
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

@@ -11,9 +11,7 @@ ESTIMATE is a submission.json, or neurons of one recording in any of the forms o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +19,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
-from neurodetect.files import UserError, read_json
-from neurodetect.labels import read_labels
 from neurodetect.progress import progress_bar
-from neurodetect.regions import dataset_name, parse_regions, parse_submission, unique_pixels
+from neurodetect.regions import unique_pixels
 
 THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
 THRESHOLD_PIXELS = 5.0  #: the same where nobody knows the size of a pixel
@@ -44,7 +40,13 @@ class Score(NamedTuple):
 
 
 def match_threshold(pixels_per_micron: float | None) -> float:
-    """Largest distance in pixels between the centres of a match, exclusive: 5 µm, as the challenge had it."""
+    """Largest distance in pixels between the centres of a match, exclusive: 5 µm, as the challenge had it.
+
+    Examples
+    --------
+    >>> match_threshold(1.15), match_threshold(None)
+    (6.0, 5.0)
+    """
     if pixels_per_micron is None:
         return THRESHOLD_PIXELS
     # A pixel of 10 µm or more would round to 0, and nothing could ever match.
@@ -70,6 +72,11 @@ def match_centers(
     -------
     list of (int, int)
         Index in `truth`, index in `estimate`, in the order of `truth`.
+
+    Examples
+    --------
+    >>> match_centers([np.array([[0, 0]]), np.array([[9, 9]])], [np.array([[9, 8]]), np.array([[1, 0]])])
+    [(0, 1), (1, 0)]
     """
     if not len(truth) or not len(estimate):
         return []
@@ -116,6 +123,14 @@ def score(
     Notes
     -----
     The definition is that of the PyPI package `neurofinder` 1.1.1.
+
+    Examples
+    --------
+    >>> truth = [np.array([[0, 0], [0, 1]]), np.array([[20, 20], [20, 21]])]
+    >>> found = [np.array([[0, 1], [0, 2]])]
+    >>> result = score(truth, found)
+    >>> result.recall, result.precision, result.inclusion, result.exclusion
+    (0.5, 1.0, 0.5, 0.5)
     """
     pairs = match_centers(truth, estimate, threshold)
     if not pairs:
@@ -123,29 +138,42 @@ def score(
     recall = len(pairs) / len(truth)
     precision = len(pairs) / len(estimate)
     combined = 2 * recall * precision / (recall + precision)
-    inclusion, exclusion = [], []
-    for true_index, estimated_index in pairs:
-        true = set(map(tuple, truth[true_index]))
-        estimated = set(map(tuple, estimate[estimated_index]))
-        shared = len(true & estimated)
-        inclusion.append(shared / len(true))
-        exclusion.append(shared / len(estimated))
+    shared, true_sizes, estimated_sizes = intersections(truth, estimate)
+    true, estimated = np.transpose(pairs)
+    in_both = shared[true, estimated]
+    inclusion, exclusion = in_both / true_sizes[true], in_both / estimated_sizes[estimated]
     return Score(recall, precision, combined, float(np.mean(inclusion)), float(np.mean(exclusion)))
+
+
+def intersections(
+    truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray]
+) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """Pixels that true and estimated neurons share, each pixel of a neuron counted once.
+
+    Returns
+    -------
+    shared : sparse (true, estimated) float64
+    true_sizes, estimated_sizes : int arrays
+        Pixels of each neuron.
+    """
+    pixels = [unique_pixels(region) for region in (*truth, *estimate)]
+    sizes = np.array([len(region) for region in pixels], np.int64)
+    if not len(truth) or not len(estimate):
+        return csr_array((len(truth), len(estimate))), sizes[: len(truth)], sizes[len(truth) :]
+    # Pixels are numbered as they occur: coordinates may be as large as a stranger likes.
+    distinct, numbers = np.unique(np.concatenate(pixels), axis=0, return_inverse=True)
+    ends = np.cumsum([0, *sizes])
+    members = csr_array((np.ones(len(numbers)), numbers.ravel(), ends), shape=(len(pixels), len(distinct)))
+    shared = members[: len(truth)] @ members[len(truth) :].T
+    return shared, sizes[: len(truth)], sizes[len(truth) :]
 
 
 def overlaps(truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray]) -> csr_array:
     """Intersection over union of every true with every estimated neuron: sparse (true, estimated)."""
-    if not len(truth) or not len(estimate):
-        return csr_array((len(truth), len(estimate)))
-    pixels = [unique_pixels(region) for region in (*truth, *estimate)]
-    # Pixels are numbered as they occur: coordinates may be as large as a stranger likes.
-    distinct, numbers = np.unique(np.concatenate(pixels), axis=0, return_inverse=True)
-    ends = np.cumsum([0, *map(len, pixels)])
-    members = csr_array((np.ones(len(numbers)), numbers.ravel(), ends), shape=(len(pixels), len(distinct)))
-    true, estimated = members[: len(truth)], members[len(truth) :]
-    shared = (true @ estimated.T).tocoo()
-    sizes = np.diff(true.indptr)[shared.row] + np.diff(estimated.indptr)[shared.col]
-    return csr_array((shared.data / (sizes - shared.data), (shared.row, shared.col)), shape=shared.shape)
+    shared, true_sizes, estimated_sizes = intersections(truth, estimate)
+    shared = shared.tocoo()
+    either = true_sizes[shared.row] + estimated_sizes[shared.col] - shared.data
+    return csr_array((shared.data / either, (shared.row, shared.col)), shape=shared.shape)
 
 
 def match_overlaps(
@@ -162,7 +190,14 @@ def match_overlaps(
 def f1_at_iou(
     truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray], iou: float = IOU_THRESHOLD
 ) -> float:
-    """F1 with the best one-to-one assignment at an intersection over union of at least `iou`."""
+    """F1 with the best one-to-one assignment at an intersection over union of at least `iou`.
+
+    Examples
+    --------
+    >>> neuron, other = np.array([[0, 0], [0, 1]]), np.array([[5, 5]])
+    >>> f1_at_iou([neuron], [neuron, other])
+    0.6666666666666666
+    """
     total = len(truth) + len(estimate)
     return 2 * len(match_overlaps(truth, estimate, iou)) / total if total else 0.0
 
@@ -206,10 +241,10 @@ def evaluate(
         The MEASURES, "true" and "found" (numbers of neurons) and "threshold" (pixels).
     """
     threshold = match_threshold(pixels_per_micron)
-    return {"pixel_error": pixel_error(probability, mask), **compare(truth, found, threshold)}
+    return {"pixel_error": pixel_error(probability, mask), **compare_regions(truth, found, threshold)}
 
 
-def compare(
+def compare_regions(
     truth: Sequence[np.ndarray], found: Sequence[np.ndarray], threshold: float = THRESHOLD_PIXELS
 ) -> dict[str, float]:
     """What `evaluate` says, without the pixel error: every measure that needs the neurons only."""
@@ -246,7 +281,7 @@ def threshold_curve(
     Returns
     -------
     list of dict
-        One for each threshold: what `compare` says, and "probability", the threshold.
+        One for each threshold: what `compare_regions` says, and "probability", the threshold.
     """
     distance = match_threshold(pixels_per_micron)
     curve = []
@@ -257,7 +292,7 @@ def threshold_curve(
         show=description is not None,
     ) as bar:
         for threshold in thresholds:
-            scores = compare(truth, find(threshold=threshold), distance)
+            scores = compare_regions(truth, find(threshold=threshold), distance)
             curve.append({"probability": threshold, **scores})
             bar.update()
     return curve
@@ -303,117 +338,23 @@ def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
 # python -m neurodetect.scoring
 
 
-class Truth(NamedTuple):
-    """The labels of one recording, and the file that has its scale if it exists."""
-
-    labels: Path
-    info: Path
-
-
-def find_truths(path: str | Path) -> dict[str, Truth]:
-    """The labelled recordings of a file or folder by the challenge's names of them, in natural order.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file of labels, a recording with `regions/`, a folder of such recordings, or one with the
-        `regions_NAME.json` of prepared recordings.
-
-    Raises
-    ------
-    UserError
-        There are none, or the same name is there twice.
-    """
-    from neurodetect.recording import is_label_file, the_labels, visible_files
-
-    path = Path(os.path.abspath(path))  # so that `.` has a name
-    files: list[Path] = [path]
-    if path.is_dir():
-        entries = visible_files(path)
-        files = [e for e in entries if e.name.startswith("regions_") and e.suffix == ".json"]
-        for recording in (path, *entries):
-            if (recording / "regions").is_dir():
-                labels = the_labels([f for f in visible_files(recording / "regions") if is_label_file(f)])
-                files += [labels] if labels is not None else []
-    truths: dict[str, Truth] = {}
-    for file in files:
-        if file.parent.name == "regions":
-            name, info = file.parent.parent.name, file.parent.parent / "info.json"
-        else:
-            name = file.stem.removeprefix("regions_")
-            info = file.with_name(f"info_{name}.json")
-        name = dataset_name(name)
-        if name in truths:
-            raise UserError(f"{path}: has {name} twice, {truths[name].labels} and {file}; keep one of them")
-        truths[name] = Truth(file, info)
-    if not truths:
-        raise UserError(f"{path}: holds no labels; expected are NAME/regions/ or regions_NAME.json")
-    return truths
-
-
-def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.ndarray]:
-    """Found neurons: of each recording of a `submission.json` by its name, or of another file's only one.
-
-    Raises
-    ------
-    UserError
-        The file is missing or malformed, or a submission has a recording twice.
-    """
-    value = read_json(path) if Path(path).suffix.lower() == ".json" else None
-    if not isinstance(value, list) or not any(isinstance(e, dict) and "dataset" in e for e in value):
-        return read_labels(path)
-    datasets = parse_submission(value, source=str(path))
-    return {
-        name: parse_regions(regions, None, source=f"{path}: {name}") for name, regions in datasets.items()
-    }
-
-
 def main() -> None:
     from neurodetect import console
-    from neurodetect.recording import read_scale
+    from neurodetect.formats.labels import pair_recordings, read_labels
+    from neurodetect.recording import pixels_per_micron_of
 
-    parser = console.Parser(
-        __doc__,
-        "python -m neurodetect.scoring train submission.json\n"
-        "  python -m neurodetect.scoring neurofinder.00.00/regions/regions.json RoiSet.zip --threshold 5",
-    )
-    parser.prog = "python -m neurodetect.scoring"
-    parser.add_argument("truth", metavar="TRUTH", help="labels of one recording, or a folder of them")
-    parser.add_argument("estimate", metavar="ESTIMATE", help="submission.json, or neurons of one recording")
-    parser.add_argument(
-        "--threshold",
-        type=console.number_in(float, 0),
-        metavar="PX",
-        help="centres less than this apart are the same neuron (default: 5 µm in whole pixels where the "
-        "recording's scale is known, 5 px elsewhere)",
-    )
-    args = parser.parse_args()
-
-    truths, found = find_truths(args.truth), read_estimate(args.estimate)
-    if isinstance(found, list) or (len(found) == 1 and not os.path.isdir(args.truth)):
-        if len(truths) > 1:
-            raise UserError(
-                f"{args.estimate}: holds one recording without its name, but {args.truth} has {len(truths)}; "
-                "give the labels of that recording as TRUTH"
-            )
-        # One against one: whatever they are called, they are meant.
-        found = {name: found if isinstance(found, list) else next(iter(found.values())) for name in truths}
-    if not found.keys() & truths.keys():
-        raise UserError(
-            f"{args.estimate}: has none of the recordings of {args.truth} ({', '.join(truths)}); "
-            f"it has {', '.join(found)}"
-        )
+    args = console.scoring_options(__doc__)
+    truths, found = pair_recordings(args.truth, args.estimate)
     for name in sorted(found.keys() - truths.keys()):
         console.warn(f"{name} has no labels in {args.truth} and is left out")
-
     rows = {}
     for name, truth in truths.items():
         if name not in found:
             console.warn(f"{name} is not in {args.estimate}: counted as nothing found")
         threshold = args.threshold
         if threshold is None:
-            threshold = match_threshold(read_scale(truth.info))
-        rows[name] = compare(read_labels(truth.labels), found.get(name, []), threshold)
+            threshold = match_threshold(pixels_per_micron_of(truth.info))
+        rows[name] = compare_regions(read_labels(truth.labels), found.get(name, []), threshold)
     console.say(table(list(rows.values()), list(rows)), level=0)
     for threshold in sorted({row["threshold"] for row in rows.values()}):
         names = ", ".join(name for name, row in rows.items() if row["threshold"] == threshold)

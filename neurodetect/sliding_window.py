@@ -7,19 +7,19 @@ the same numbers with less than half the arithmetic, because neighbouring window
 What keeps windows from sharing everything is the zero padding inside each of them: features near a window's
 border depend on where that border is. Counted from the border, the convolutions before the pool feel it
 1, 2 and 3 cells deep, the pool 2, the convolutions after it 3, 4 and 5 cells deep. So along either axis
-a cell is in the low border, the middle or the high border of its window, and over two axes:
+a cell is in the low border, the interior or the high border of its window, and over two axes:
 
-================  =================================  ======================================================
-rows x columns    depends on                         computed
-================  =================================  ======================================================
-middle x middle   the pixel alone                    once for the image
-border x middle   the window's row, and the column   for each window row: a strip over all columns
-middle x border   the window's column, and the row   for each window column: a strip over all rows
-border x border   the window                         for each window: its four corners
-================  =================================  ======================================================
+===================  =================================  ===============================================
+rows x columns       depends on                         computed
+===================  =================================  ===============================================
+interior x interior  the pixel alone                    once for the image
+border x interior    the window's row, and the column   for each window row: a strip over all columns
+interior x border    the window's column, and the row   for each window column: a strip over all rows
+border x border      the window                         for each window: its four corners
+===================  =================================  ===============================================
 
 The next layer computes each zone from itself, the zones beside it and the row or column of zeros outside
-the window. In the middle, pooling becomes a maximum at every pixel; after it the cells of a window are 2 px
+the window. In the interior, pooling becomes a maximum at every pixel; after it the cells of a window are 2 px
 apart, so that convolutions have dilation 2 there. At last the nine zones are put together to the 20 x 20
 cells of 100 features of each window, and the dense layers run as they are, on many windows at once.
 
@@ -33,6 +33,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import chain, product
 
 import numpy as np
@@ -40,16 +41,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neurodetect.device import arithmetic, choose_precision, is_out_of_memory
 from neurodetect.files import UserError
 from neurodetect.network import MARGIN, TARGET, WINDOW, NeuronNet
 from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
-from neurodetect.training import arithmetic, choose_precision
 
 # A processor's caches want little at a time, a GPU's thousands of cores much.
 BLOCK_SIDE = {"cpu": 48, "cuda": 192}  #: side of a block of windows where the caller does not say
 BATCH = {"cpu": 512, "cuda": 8192}  #: windows at a time in corners and dense layers
-LOW, HIGH, MIDDLE, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
+LOW, HIGH, INTERIOR, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
 
 
 def window_runs(length: int, stride: int) -> list[range]:
@@ -72,11 +73,26 @@ def window_runs(length: int, stride: int) -> list[range]:
     ------
     UserError
         The stride is not positive, or leaves gaps between the squares that windows label.
+
+    Examples
+    --------
+    >>> window_runs(30, 10)
+    [range(0, 31, 10)]
+    >>> window_runs(31, 20)
+    [range(0, 32, 20), range(31, 32)]
     """
     if not 1 <= stride <= TARGET:
         raise UserError(f"a stride of {stride} px is not possible; choose one from 1 to {TARGET}")
     run = range(0, length + 1, stride)
     return [run] if run[-1] + MARGIN >= length else [run, range(length, length + 1)]
+
+
+def windows_per_pixel(length: int, stride: int) -> np.ndarray:
+    """How many windows label each pixel along an axis: float32 (length,), parameters as in `window_runs`."""
+    count = np.zeros(length + 2 * PADDING, np.float32)
+    for start in chain(*window_runs(length, stride)):
+        count[start + MARGIN : start + MARGIN + TARGET] += 1
+    return count[PADDING:-PADDING]
 
 
 def brute_force_map(
@@ -132,8 +148,8 @@ def probability_map(
         Number format of the network's arithmetic; the averages are float32 in any case.
     block_side : int, optional
         A block holds at most `block_side` x `block_side` windows: memory grows with their number, the
-        result stays the same. Where a block does not fit a CUDA device's memory, blocks of half the
-        windows are tried, and so on; the first time there is a warning.
+        result stays the same. Where a block does not fit the memory, blocks of half the windows are
+        tried, and so on; the first time there is a warning.
     description : str, optional
         Label of a progress bar; without it none is drawn.
 
@@ -145,14 +161,15 @@ def probability_map(
     Raises
     ------
     UserError
-        The image is not two-dimensional, is empty or holds NaN or infinity; or the stride leaves gaps.
+        The image is not two-dimensional, is empty or holds NaN or infinity; the stride leaves gaps; or
+        not even one window fits the memory.
     """
     device = next(network.parameters()).device
     padded = _pad(image, device)
     network = _SharingNetwork(network, getattr(torch, choose_precision(precision, device)))
     blocks = list(product(*(window_runs(length, stride) for length in image.shape)))
     limit = (block_side or BLOCK_SIDE[device.type]) ** 2
-    total, count = torch.zeros_like(padded), torch.zeros_like(padded)
+    total = torch.zeros_like(padded)
     bar = progress_bar(
         description=description or "",
         total=sum(len(rows) * len(columns) for rows, columns in blocks),
@@ -169,9 +186,14 @@ def probability_map(
                 continue
             try:
                 probabilities = network.probabilities(padded, rows, columns)
-            except torch.OutOfMemoryError:
-                if windows == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
+                if windows == 1:
+                    raise UserError(
+                        f"{device} has too little memory for a single window; close other programs on it"
+                        + ("" if device.type == "cpu" else ", or use --device cpu")
+                    ) from error
                 if not warned:
                     warnings.warn(
                         f"{device} is short of memory: smaller blocks, a little slower", stacklevel=2
@@ -180,9 +202,9 @@ def probability_map(
                 blocks.append((rows, columns))
                 continue
             _add_windows(total, probabilities, rows, columns)
-            _add_windows(count, torch.ones_like(probabilities), rows, columns)
             bar.update(windows)
-    return (_crop(total) / _crop(count)).cpu().numpy()
+    counts = (windows_per_pixel(length, stride) for length in image.shape)
+    return _crop(total).cpu().numpy() / np.outer(*counts)
 
 
 def _pad(image: np.ndarray, device: torch.device) -> Tensor:
@@ -203,10 +225,10 @@ def _crop(padded: Tensor) -> Tensor:
 def _halves(rows: range, columns: range) -> list[tuple[range, range]]:
     """A block of windows cut in two across its longer side; the first half comes last, to be popped first."""
     if len(rows) >= len(columns):
-        middle = len(rows) // 2
-        return [(rows[middle:], columns), (rows[:middle], columns)]
-    middle = len(columns) // 2
-    return [(rows, columns[middle:]), (rows, columns[:middle])]
+        half = len(rows) // 2
+        return [(rows[half:], columns), (rows[:half], columns)]
+    half = len(columns) // 2
+    return [(rows, columns[half:]), (rows, columns[:half])]
 
 
 def _add_windows(total: Tensor, values: Tensor, rows: range, columns: range) -> None:
@@ -227,12 +249,13 @@ class _SharingNetwork:
     """The network's layers, in the precision and the memory order that suit shared features."""
 
     def __init__(self, network: NeuronNet, dtype: torch.dtype) -> None:
-        before = network.conv1, network.conv2, network.conv3
-        after = network.conv4, network.conv5, network.conv6
-        self.layers = [
-            deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last)
-            for layer in (*before, network.pool, *after)
-        ]
+        self.before_pool, self.after_pool = (
+            [deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]
+            for layers in (
+                (network.conv1, network.conv2, network.conv3),
+                (network.conv4, network.conv5, network.conv6),
+            )
+        )
         # The network lists features map by map; here they come cell by cell.
         maps, cells = network.conv6.out_channels, WINDOW // 2
         dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
@@ -244,61 +267,80 @@ class _SharingNetwork:
         """Probabilities (rows, columns, 20, 20) for the windows of a block, float32."""
         seen = padded[rows[0] : rows[-1] + WINDOW, columns[0] : columns[-1] + WINDOW].to(self.dtype)
         zones = [Zones.of_image(seen, rows, columns)]
-        for layer in self.layers:
-            zones.append(zones[-1].next(layer))
+        for layer in self.before_pool:
+            zones.append(zones[-1].after_convolution(layer))
+        zones.append(zones[-1].after_pooling())
+        for layer in self.after_pool:
+            zones.append(zones[-1].after_convolution(layer))
         probabilities = padded.new_empty(len(rows), len(columns), TARGET, TARGET)
         step = min(max(1, BATCH[padded.device.type] // len(columns)), len(rows))
-        cells, maps = zones[-1].cells, zones[-1].middle.shape[-1]
+        cells, maps = zones[-1].cells, zones[-1].interior.shape[-1]
         buffer = seen.new_empty(step, len(columns), cells, cells, maps)
         for first in range(0, len(rows), step):
             some = slice(first, min(first + step, len(rows)))
             features = buffer[: some.stop - first]
-            self._features(zones, some, features)
+            self._features([z.of_window_rows(some) for z in zones], features)
             hidden = functional.linear(features.flatten(0, 1).flatten(1), *self.dense).tanh_()
             logits = functional.linear(hidden, *self.output)
             probabilities[some] = torch.sigmoid(logits.float()).view(-1, len(columns), TARGET, TARGET)
         return probabilities
 
-    def _features(self, zones: list[Zones], some: slice, out: Tensor) -> None:
-        """Features of some of a block's window rows, from the zones of all layers, into `out`."""
-        zones = [z.of_rows(some) for z in zones]
+    def _features(self, zones: list[Zones], out: Tensor) -> None:
+        """Put windows' features, from the zones of all layers, into `out` (rows, columns, 20, 20, 100)."""
+        pool = len(self.before_pool)
         corners = None
-        for before, layer in zip(zones[:-1], self.layers, strict=True):
-            corners = before.next_corners(corners, layer)
-        last = zones[-1]
-        cells = range(last.cells)
-        last.cut(corners, cells, cells, out)
+        for before, layer in zip(zones[:pool], self.before_pool, strict=True):
+            corners = before.corners_after_convolution(corners, layer)
+        corners = zones[pool].corners_after_pooling(corners)
+        for before, layer in zip(zones[pool + 1 : -1], self.after_pool, strict=True):
+            corners = before.corners_after_convolution(corners, layer)
+        cells = range(zones[-1].cells)
+        zones[-1].gather_cells(corners, cells, cells, out)
 
 
+@dataclass(frozen=True)
 class Zones:
     """One layer's features that the windows of a block share: all but the corners.
 
-    Maps are the last axis everywhere. Windows start at `rows` and `columns`. Each has `cells` cells along
-    an axis, `spacing` px apart, and the `border` outermost on either side feel where the window ends.
+    The zones of one window; a border is `border` cells wide, and outside the window all is zero::
+
+                       low         interior         high
+                     +--------+------------------+--------+
+        low border   | corner |    row strip     | corner |
+                     +--------+------------------+--------+
+                     |        |                  |        |
+        interior     | column |     interior     | column |
+                     | strip  |                  | strip  |
+                     |        |                  |        |
+                     +--------+------------------+--------+
+        high border  | corner |    row strip     | corner |
+                     +--------+------------------+--------+
+
+    Maps are the last axis everywhere.
 
     Attributes
     ----------
-    middle : Tensor (H, W, maps)
-        Begins with the first middle cell of the block's first window.
+    interior : Tensor (H, W, maps)
+        Begins with the first interior cell of the block's first window.
     row_strips : Tensor (2, rows, border, W, maps)
-        Low and high border cells of each window row, in the columns of `middle`.
+        Low and high border cells of each window row, in the columns of `interior`.
     column_strips : Tensor (2, columns, H, border, maps)
-        Low and high border cells of each window column, in the rows of `middle`.
+        Low and high border cells of each window column, in the rows of `interior`.
+    rows, columns : range
+        First pixels of the windows.
+    cells : int
+        Cells of a window along an axis.
+    spacing : int
+        Pixels from one cell of a window to the next.
     """
 
-    def __init__(
-        self,
-        middle: Tensor,
-        row_strips: Tensor,
-        column_strips: Tensor,
-        rows: range,
-        columns: range,
-        cells: int = WINDOW,
-        spacing: int = 1,
-    ) -> None:
-        self.middle, self.row_strips, self.column_strips = middle, row_strips, column_strips
-        self.rows, self.columns, self.cells, self.spacing = rows, columns, cells, spacing
-        self.border = row_strips.shape[2]
+    interior: Tensor
+    row_strips: Tensor
+    column_strips: Tensor
+    rows: range
+    columns: range
+    cells: int = WINDOW
+    spacing: int = 1
 
     @classmethod
     def of_image(cls, image: Tensor, rows: range, columns: range) -> Zones:
@@ -308,81 +350,110 @@ class Zones:
         column_strips = image.new_empty(2, len(columns), height, 0, 1)
         return cls(image[:, :, None], row_strips, column_strips, rows, columns)
 
-    def of_rows(self, some: slice) -> Zones:
+    @property
+    def border(self) -> int:
+        """Cells, on either side of a window, that feel where it ends."""
+        return self.row_strips.shape[2]
+
+    def of_window_rows(self, some: slice) -> Zones:
         """The zones of some of the window rows; nothing is copied."""
         skipped = self.rows[some.start] - self.rows[0]
-        return Zones(
-            self.middle[skipped:],
-            self.row_strips[:, some],
-            self.column_strips[:, :, skipped:],
-            self.rows[some],
-            self.columns,
-            self.cells,
-            self.spacing,
+        return replace(
+            self,
+            interior=self.interior[skipped:],
+            row_strips=self.row_strips[:, some],
+            column_strips=self.column_strips[:, :, skipped:],
+            rows=self.rows[some],
         )
 
-    def next(self, layer: nn.Conv2d | nn.MaxPool2d) -> Zones:
-        """The zones after a layer."""
-        height, width, maps = self.middle.shape
-        sides = self._sides(layer)
-        size = len(sides[LOW])
-        row_strips = self.middle.new_empty(2, len(self.rows), size, width, maps)
-        column_strips = self.middle.new_empty(2, len(self.columns), height, size, maps)
-        for side in (LOW, HIGH):
-            for zone, run, source in self._zones(sides[side]):
-                to_rows, to_columns = row_strips[side, :, run], column_strips[side, :, :, run]
-                if zone == OUTSIDE:
-                    to_rows.zero_()
-                    to_columns.zero_()
-                elif zone == MIDDLE:
-                    to_rows.copy_(self._at_rows(self.middle, 0, source))
-                    to_columns.copy_(self._at_columns(self.middle, 1, source).permute(1, 0, 2, 3))
-                else:
-                    to_rows.copy_(self.row_strips[zone, :, source])
-                    to_columns.copy_(self.column_strips[zone, :, :, source])
-        middle = self._apply(layer, self.middle, (True, True))
-        row_strips = self._apply(layer, row_strips, (False, True))
-        column_strips = self._apply(layer, column_strips, (True, False))
-        if isinstance(layer, nn.Conv2d):
-            return Zones(middle, row_strips, column_strips, self.rows, self.columns, self.cells, self.spacing)
-        # Three border cells have become two, which begin the middle one pixel later.
-        middle, row_strips, column_strips = middle[1:, 1:], row_strips[:, :, :, 1:], column_strips[:, :, 1:]
-        return Zones(middle, row_strips, column_strips, self.rows, self.columns, self.cells // 2, 2)
+    def after_convolution(self, layer: nn.Conv2d) -> Zones:
+        """The zones after a 3 x 3 convolution and ELU: borders are one cell wider."""
+        row_strips, column_strips = self._gather_strips(*self._convolved_borders())
+        return replace(
+            self,
+            interior=_convolve(layer, self.interior, (self.spacing, self.spacing)),
+            row_strips=_convolve(layer, row_strips, (1, self.spacing)),
+            column_strips=_convolve(layer, column_strips, (self.spacing, 1)),
+        )
 
-    def next_corners(self, corners: Tensor | None, layer: nn.Conv2d | nn.MaxPool2d) -> Tensor:
-        """The corners (2, 2, rows, columns, border, border, maps) after a layer, from those before it."""
-        sides = self._sides(layer)
-        size = len(sides[LOW])
-        shape = (2, 2, len(self.rows), len(self.columns), size, size, self.middle.shape[-1])
-        cut = self.middle.new_empty(shape)
-        for i, j in product((LOW, HIGH), repeat=2):
-            self.cut(corners, sides[i], sides[j], cut[i, j])
-        return self._apply(layer, cut, (False, False))
+    def after_pooling(self) -> Zones:
+        """The zones after the 2 x 2 max-pool: cells are 2 px apart."""
+        row_strips, column_strips = self._gather_strips(*self._pooled_borders())
+        # Three border cells have become two, which begin the interior one pixel later.
+        return replace(
+            self,
+            interior=_pool(self.interior, (1, 1))[1:, 1:],
+            row_strips=_pool(row_strips, (2, 1))[:, :, :, 1:],
+            column_strips=_pool(column_strips, (1, 2))[:, :, 1:],
+            cells=self.cells // 2,
+            spacing=2,
+        )
 
-    def cut(self, corners: Tensor | None, row_cells: range, column_cells: range, out: Tensor) -> None:
+    def corners_after_convolution(self, corners: Tensor | None, layer: nn.Conv2d) -> Tensor:
+        """The corners (2, 2, rows, columns, border, border, maps) after it, from those before it."""
+        return _convolve(layer, self._gather_corners(corners, *self._convolved_borders()), (1, 1))
+
+    def corners_after_pooling(self, corners: Tensor) -> Tensor:
+        """The corners (2, 2, rows, columns, border, border, maps) after it, from those before it."""
+        return _pool(self._gather_corners(corners, *self._pooled_borders()), (2, 2))
+
+    def gather_cells(
+        self, corners: Tensor | None, row_cells: range, column_cells: range, out: Tensor
+    ) -> None:
         """Put cells of every window together, into `out` (rows, columns, row cells, column cells, maps)."""
-        for row_zone, to_rows, rows in self._zones(row_cells):
-            for column_zone, to_columns, columns in self._zones(column_cells):
+        for row_zone, to_rows, rows in self._split_by_zone(row_cells):
+            for column_zone, to_columns, columns in self._split_by_zone(column_cells):
                 if OUTSIDE in (row_zone, column_zone):
                     part = out.new_zeros(())
-                elif row_zone == column_zone == MIDDLE:
-                    part = self._at_columns(self._at_rows(self.middle, 0, rows), 2, columns).transpose(1, 2)
-                elif column_zone == MIDDLE:
-                    part = self._at_columns(self.row_strips[row_zone, :, rows], 2, columns).transpose(1, 2)
-                elif row_zone == MIDDLE:
+                elif row_zone == column_zone == INTERIOR:
+                    by_row = self._by_window_row(self.interior, 0, rows)
+                    part = self._by_window_column(by_row, 2, columns).transpose(1, 2)
+                elif column_zone == INTERIOR:
+                    strips = self.row_strips[row_zone, :, rows]
+                    part = self._by_window_column(strips, 2, columns).transpose(1, 2)
+                elif row_zone == INTERIOR:
                     strips = self.column_strips[column_zone, :, :, columns]
-                    part = self._at_rows(strips, 1, rows).transpose(0, 1)
+                    part = self._by_window_row(strips, 1, rows).transpose(0, 1)
                 else:
                     part = corners[row_zone, column_zone, :, :, rows, columns]
                 out[:, :, to_rows, to_columns] = part
 
-    def _sides(self, layer: nn.Conv2d | nn.MaxPool2d) -> tuple[range, range]:
-        """The cells of a window that make its low and its high border after a layer."""
-        outside = 1 if isinstance(layer, nn.Conv2d) else 0
-        depth = self.border + 1 + outside
-        return range(-outside, depth), range(self.cells - depth, self.cells + outside)
+    def _convolved_borders(self) -> tuple[range, range]:
+        """The cells of a window that a convolution makes into its low and its high border: -1 is outside."""
+        return range(-1, self.border + 2), range(self.cells - self.border - 2, self.cells + 1)
 
-    def _zones(self, cells: range) -> Iterator[tuple[int, slice, slice]]:
+    def _pooled_borders(self) -> tuple[range, range]:
+        """The cells of a window that pooling makes into its low and its high border."""
+        return range(self.border + 1), range(self.cells - self.border - 1, self.cells)
+
+    def _gather_strips(self, low: range, high: range) -> tuple[Tensor, Tensor]:
+        """Strips like `row_strips` and `column_strips`, but of these cells."""
+        height, width, maps = self.interior.shape
+        row_strips = self.interior.new_empty(2, len(self.rows), len(low), width, maps)
+        column_strips = self.interior.new_empty(2, len(self.columns), height, len(low), maps)
+        for side, cells in ((LOW, low), (HIGH, high)):
+            for zone, run, source in self._split_by_zone(cells):
+                to_rows, to_columns = row_strips[side, :, run], column_strips[side, :, :, run]
+                if zone == OUTSIDE:
+                    to_rows.zero_()
+                    to_columns.zero_()
+                elif zone == INTERIOR:
+                    to_rows.copy_(self._by_window_row(self.interior, 0, source))
+                    to_columns.copy_(self._by_window_column(self.interior, 1, source).transpose(0, 1))
+                else:
+                    to_rows.copy_(self.row_strips[zone, :, source])
+                    to_columns.copy_(self.column_strips[zone, :, :, source])
+        return row_strips, column_strips
+
+    def _gather_corners(self, corners: Tensor | None, low: range, high: range) -> Tensor:
+        """Corners (2, 2, rows, columns, cells, cells, maps) of these cells."""
+        shape = (2, 2, len(self.rows), len(self.columns), len(low), len(low), self.interior.shape[-1])
+        gathered = self.interior.new_empty(shape)
+        for (i, row_cells), (j, column_cells) in product(((LOW, low), (HIGH, high)), repeat=2):
+            self.gather_cells(corners, row_cells, column_cells, gathered[i, j])
+        return gathered
+
+    def _split_by_zone(self, cells: range) -> Iterator[tuple[int, slice, slice]]:
         """Split a run of a window's cells by zone.
 
         Yields the zone, its place in the run, and that place counted from the first cell of the zone.
@@ -391,7 +462,7 @@ class Zones:
         for zone, start, stop in (
             (OUTSIDE, -1, 0),
             (LOW, 0, low),
-            (MIDDLE, low, high),
+            (INTERIOR, low, high),
             (HIGH, high, end),
             (OUTSIDE, end, end + 1),
         ):
@@ -400,32 +471,42 @@ class Zones:
                 run = slice(first - cells.start, last - cells.start)
                 yield zone, run, slice(first - start, last - start)
 
-    def _at_rows(self, x: Tensor, axis: int, cells: slice) -> Tensor:
-        """View an axis of pixel rows as two: window rows, and middle cells of each."""
-        return _windows(x, axis, self.rows, cells, self.spacing)
+    def _by_window_row(self, x: Tensor, axis: int, cells: slice) -> Tensor:
+        """View an axis of pixel rows as two: window rows, and interior cells of each."""
+        return _by_window(x, axis, self.rows, cells, self.spacing)
 
-    def _at_columns(self, x: Tensor, axis: int, cells: slice) -> Tensor:
-        """View an axis of pixel columns as two: window columns, and middle cells of each."""
-        return _windows(x, axis, self.columns, cells, self.spacing)
-
-    def _apply(self, layer: nn.Conv2d | nn.MaxPool2d, x: Tensor, shared: tuple[bool, bool]) -> Tensor:
-        """A layer on (..., rows, columns, maps), without padding.
-
-        `shared` says for rows and for columns whether all windows' cells lie there, one at each pixel,
-        or only those of one window, side by side.
-        """
-        maps_first = x.reshape(-1, *x.shape[-3:]).permute(0, 3, 1, 2)
-        if isinstance(layer, nn.Conv2d):
-            dilation = [self.spacing if s else 1 for s in shared]
-            y = functional.elu_(functional.conv2d(maps_first, layer.weight, layer.bias, dilation=dilation))
-        else:
-            y = functional.max_pool2d(maps_first, 2, stride=[1 if s else 2 for s in shared])
-        maps_last = y.permute(0, 2, 3, 1).contiguous()
-        return maps_last.view(*x.shape[:-3], *maps_last.shape[1:])
+    def _by_window_column(self, x: Tensor, axis: int, cells: slice) -> Tensor:
+        """View an axis of pixel columns as two: window columns, and interior cells of each."""
+        return _by_window(x, axis, self.columns, cells, self.spacing)
 
 
-def _windows(x: Tensor, axis: int, starts: range, cells: slice, spacing: int) -> Tensor:
+def _by_window(x: Tensor, axis: int, starts: range, cells: slice, spacing: int) -> Tensor:
     """View an axis of pixels as two, windows and cells; nothing is copied."""
     first, extent = cells.start * spacing, (cells.stop - cells.start - 1) * spacing + 1
     x = x.narrow(axis, first, starts[-1] - starts[0] + extent)
     return x.unfold(axis, extent, starts.step)[..., ::spacing].movedim(-1, axis + 1)
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """Convolution without padding and ELU on (..., rows, columns, maps).
+
+    Along an axis with the cells of all windows, one a pixel, dilation is the spacing of a window's cells.
+    """
+    y = functional.conv2d(_maps_first(x), layer.weight, layer.bias, dilation=dilation)
+    return _maps_last(functional.elu_(y), x.shape[:-3])
+
+
+def _pool(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """2 x 2 max-pool of (..., rows, columns, maps); stride 1 along an axis with all windows' cells."""
+    return _maps_last(functional.max_pool2d(_maps_first(x), 2, stride=stride), x.shape[:-3])
+
+
+def _maps_first(x: Tensor) -> Tensor:
+    """View (..., rows, columns, maps) as (N, maps, rows, columns), as PyTorch's layers want it."""
+    return x.reshape(-1, *x.shape[-3:]).permute(0, 3, 1, 2)
+
+
+def _maps_last(y: Tensor, leading: torch.Size) -> Tensor:
+    """(N, maps, rows, columns) to (*leading, rows, columns, maps)."""
+    y = y.permute(0, 2, 3, 1).contiguous()
+    return y.view(*leading, *y.shape[1:])

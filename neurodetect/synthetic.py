@@ -61,6 +61,13 @@ def simulate_regions(
     -------
     list of (n, 2) int arrays
         [row, column] of every pixel of each neuron, in row-major order.
+
+    Examples
+    --------
+    >>> from neurodetect.regions import regions_to_mask
+    >>> regions = simulate_regions((64, 80), 5, np.random.default_rng(0))
+    >>> len(regions), int(regions_to_mask(regions, (64, 80)).sum()) == sum(map(len, regions))
+    (5, True)
     """
     regions: list[np.ndarray] = []
     occupied = np.zeros(shape, bool)

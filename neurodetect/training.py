@@ -1,26 +1,22 @@
-"""The training loop, where and how precisely it computes, and the weights on disk."""
+"""The training loop and its schedule."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurodetect.checkpoint import Checkpoint, load_safely, save_whole, signals_held
+from neurodetect.device import arithmetic, is_out_of_memory
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
-from neurodetect.projection import Prepared, scale
-from neurodetect.regions import regions_to_separate_mask
+from neurodetect.resume import Checkpoint, signals_held
 
 LEARNING_RATE = 2e-4
 BETAS = (0.9, 0.99)
@@ -30,157 +26,9 @@ CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
 LOSS_MEMORY = 0.98  #: the running loss forgets half of its past in 34 iterations
 
-ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+ADAM_STATE = {"exp_avg", "exp_avg_sq", "step"}
 
-WEIGHTS_FORMAT = "neurodetect weights 1"
-
-
-# Where and how precisely
-
-
-def choose_device(device: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda".
-
-    Raises
-    ------
-    UserError
-        "cuda" where PyTorch sees no CUDA device.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision for "auto", "float32" or "bfloat16": "auto" is bfloat16 where that is faster."""
-    if precision in ("float32", "bfloat16"):
-        return precision
-    if precision != "auto":
-        raise ValueError(f"unknown precision {precision!r}, use auto, float32 or bfloat16")
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        # Older PyTorch and other processors do not say; float32 is always right.
-        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        fast = bool(supported())
-    return "bfloat16" if fast else "float32"
-
-
-@contextmanager
-def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Context in which the network computes in this precision; weights stay float32.
-
-    float32 means it: where CUDA's convolutions would round to TensorFloat-32, with three digits, they don't.
-    """
-    rounded = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = rounded
-
-
-# The loop
-
-
-def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
-    """Deal recordings into folds at random: the held-out recordings of each fold.
-
-    Parameters
-    ----------
-    count : int
-        Number of recordings.
-    folds : int
-        Number of folds; with fewer recordings each is a fold of its own.
-    seed : int
-
-    Returns
-    -------
-    list of list of int
-        Every recording is in one fold; sizes differ by one at most.
-
-    Raises
-    ------
-    UserError
-        There are fewer than two recordings.
-    """
-    if count < 2:
-        raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
-    from sklearn.model_selection import KFold  # takes a second that only cross-validation should pay
-
-    splitter = KFold(min(folds, count), shuffle=True, random_state=seed)
-    return [held_out.tolist() for _, held_out in splitter.split(range(count))]
-
-
-def train_network(
-    recordings: Sequence[Prepared],
-    iterations: int,
-    batch_size: int,
-    *,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    recipe: str = "now",
-    background: str = "keep",
-    held_out: Sequence[Prepared] = (),
-    checkpoint: Checkpoint | None = None,
-    description: str | None = None,
-) -> tuple[NeuronNet, list[dict[str, float]]]:
-    """A new network, trained on labelled recordings.
-
-    Parameters
-    ----------
-    recordings, held_out : sequence of Prepared
-        Labelled recordings to train on, and others to look at in between.
-    seed : int
-        Of the initial weights and of the windows drawn.
-    device : torch.device
-    recipe : {"now", "2016"}
-        "2016" draws windows with flips only and keeps the learning rate. "now" draws them in eight
-        orientations, from masks in which touching neurons are apart, and lets the learning rate go down
-        to zero.
-    background : {"keep", "subtract"}
-        See `projection.scale`.
-    iterations, batch_size, precision, checkpoint, description
-        See `train`.
-
-    Returns
-    -------
-    NeuronNet, list of dict
-        The network on the device, and the history that `train` returns.
-
-    Raises
-    ------
-    UserError
-        There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
-    """
-    modern = recipe == "now"
-
-    def sampler(of: Sequence[Prepared], masks: list[np.ndarray], **how: Any) -> PatchSampler:
-        return PatchSampler([scale(r.image, background) for r in of], masks, device, **how)
-
-    masks = [regions_to_separate_mask(r.regions, r.image.shape) if modern else r.mask for r in recordings]
-    windows = sampler(recordings, masks, seed=seed, transpose=modern)
-    check = None
-    # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
-    if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
-        check = sampler(held_out, [r.mask for r in held_out], seed=seed + 1)
-    network = NeuronNet(torch.Generator().manual_seed(seed)).to(device)
-    history = train(
-        network,
-        windows,
-        iterations,
-        batch_size,
-        precision=precision,
-        decay=DECAY if modern else 0.0,
-        held_out=check,
-        checkpoint=checkpoint,
-        description=description,
-    )
-    return network, history
+Result = TypeVar("Result")
 
 
 def train(
@@ -233,15 +81,8 @@ def train(
     device = sampler.device
     network.to(memory_format=torch.channels_last)
     network.train()
-    # Fused: with 81 million weights the plain update costs as much as the rest of a step on a CPU.
-    on_cuda = device.type == "cuda"
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        lr=torch.tensor(LEARNING_RATE, device=device) if on_cuda else LEARNING_RATE,
-        betas=BETAS,
-        fused=True,
-        capturable=on_cuda,
-    )
+    optimizer = make_optimizer(network, device)
+    step = Step(network, optimizer, precision)
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
     running = torch.zeros((), device=device)  # running mean of the loss
     history: list[dict[str, float]] = []
@@ -251,8 +92,8 @@ def train(
         done, history = state["iteration"], state["history"]
         running.copy_(state["running"])
         sampler.restore(state["sampler"])
-        restore(network, optimizer, state)
-        del state  # a mapped file
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state["adam"]})
     kept_at, kept = done, time.monotonic()
 
     def keep() -> None:
@@ -262,11 +103,11 @@ def train(
                 "history": history,
                 "running": running,
                 "sampler": sampler.state(),
-                **tensors(network, optimizer),
+                "network": network.state_dict(),
+                "adam": optimizer.state_dict()["state"],
             }
         )
 
-    step = Step(network, optimizer, precision)
     with (
         progress_bar(
             description=description or "",
@@ -284,14 +125,9 @@ def train(
             # The first iterations count evenly, so that the running mean needs no warming up.
             running.lerp_(loss, max(1 - LOSS_MEMORY, 1 / done))
             if done % CHECK_EVERY == 0 or done == iterations:
-                history.append({"iteration": done, "loss": running.item()})
-                if not math.isfinite(history[-1]["loss"]):
-                    raise UserError(
-                        f"training failed at iteration {done}: the loss is not finite; "
-                        "check the training images, or use --precision float32"
-                    )
+                history.append({"iteration": done, "loss": finite_loss(running, done)})
                 if check is not None:
-                    history[-1]["held_out_error"] = window_error(network, *check, precision)
+                    history[-1]["held_out_error"] = step.window_error(*check)
             if done % 10 == 0 and device.type == "cpu":
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
@@ -304,8 +140,32 @@ def train(
             keep()
     if done < iterations:
         raise KeyboardInterrupt  # whoever handled the signal went on, but there is no trained network
+    network.zero_grad(set_to_none=True)  # as large as the weights, and of no more use
     network.eval()
     return history
+
+
+def make_optimizer(network: NeuronNet, device: torch.device) -> torch.optim.Adam:
+    """Adam as the method has it, for a network on a device."""
+    on_cuda = device.type == "cuda"
+    return torch.optim.Adam(
+        network.parameters(),
+        lr=torch.tensor(LEARNING_RATE, device=device) if on_cuda else LEARNING_RATE,
+        betas=BETAS,
+        fused=True,  # with 81 million weights the plain update costs as much as the rest of a step on a CPU
+        capturable=on_cuda,
+    )
+
+
+def finite_loss(running: Tensor, done: int) -> float:
+    """The running mean of the loss after `done` iterations; a UserError where it is not finite."""
+    loss = running.item()
+    if not math.isfinite(loss):
+        raise UserError(
+            f"training failed at iteration {done}: the loss is not finite; "
+            "check the training images, or use --precision float32"
+        )
+    return loss
 
 
 def learning_rate(done: int, iterations: int, decay: float) -> float:
@@ -348,10 +208,22 @@ class Step:
 
     def __call__(self, windows: Tensor, targets: Tensor) -> Tensor:
         """Take a step on a batch; returns its loss, detached, on the device."""
+        return self._in_parts(lambda: self._step(windows, targets), windows)
+
+    def window_error(self, windows: Tensor, targets: Tensor) -> float:
+        """Share of target pixels that the network labels wrongly in windows. See `window_error`."""
+        return self._in_parts(
+            lambda: window_error(self.network, windows, targets, self.precision, self.parts), windows
+        )
+
+    def _in_parts(self, compute: Callable[[], Result], windows: Tensor) -> Result:
+        """What `compute` gives; where memory is short, of twice as many parts, and so on."""
         while True:
             try:
-                return self._step(windows, targets)
-            except torch.OutOfMemoryError as error:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.parts >= len(windows):
                     raise UserError(
                         f"{windows.device} has too little memory to train this network; "
@@ -360,10 +232,14 @@ class Step:
                 if self.parts == 1:
                     warnings.warn(
                         f"{windows.device} is short of memory: batches are handled in parts, a little slower",
-                        stacklevel=2,
+                        stacklevel=3,
                     )
                 self.parts *= 2
                 self._graph, self._steps = None, 0
+                # Adam takes its memory in the first step; what it got only a part of it would use as it is.
+                for parameter, state in list(self.optimizer.state.items()):
+                    if not state.keys() >= ADAM_STATE:
+                        del self.optimizer.state[parameter]
 
     def _step(self, windows: Tensor, targets: Tensor) -> Tensor:
         if windows.device.type != "cuda":
@@ -414,86 +290,19 @@ def train_step(
     return total
 
 
-def tensors(network: NeuronNet, optimizer: torch.optim.Adam) -> dict[str, dict[str, Tensor]]:
-    """What a training has learnt, for `restore`: weights, Adam's means of gradients and step counts."""
-    parameters = dict(network.named_parameters())
-    return {
-        "weights": {name: parameter.detach() for name, parameter in parameters.items()},
-        **{
-            key: {name: optimizer.state[parameter][key] for name, parameter in parameters.items()}
-            for key in ADAM_STATE
-        },
-    }
-
-
-def restore(network: NeuronNet, optimizer: torch.optim.Adam, state: dict[str, dict[str, Tensor]]) -> None:
-    """Put back what `tensors` gave."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(state["weights"][name])
-            # Like the parameter in memory order too: the fused update goes through them side by side.
-            optimizer.state[parameter] = {
-                key: state[key][name].to(parameter.device, copy=True)
-                if state[key][name].ndim == 0
-                else torch.empty_like(parameter).copy_(state[key][name])
-                for key in ADAM_STATE
-            }
-
-
-def window_error(network: NeuronNet, windows: Tensor, targets: Tensor, precision: str) -> float:
-    """Share of target pixels that the network labels wrongly in these windows."""
+def window_error(
+    network: NeuronNet, windows: Tensor, targets: Tensor, precision: str, parts: int = 1
+) -> float:
+    """Share of target pixels that the network labels wrongly in windows, looked at in parts."""
+    wrong = torch.zeros((), dtype=torch.int64, device=windows.device)
     with torch.inference_mode(), arithmetic(windows.device, precision):
-        labels = network(windows.to(memory_format=torch.channels_last)) > 0
-    return (labels != (targets > 0.5)).float().mean().item()
+        for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
+            labels = network(some.to(memory_format=torch.channels_last)) > 0
+            wrong += (labels != (wanted > 0.5)).sum()
+    return wrong.item() / targets.numel()
 
 
 def postfix(loss: float, history: list[dict[str, float]]) -> str:
     """What stands behind the progress bar."""
     error = history[-1].get("held_out_error") if history else None
     return f"loss {loss:.3f}" + ("" if error is None else f", held-out error {error:.1%}")
-
-
-# Weights on disk
-
-
-def save_network(path: str | Path, network: NeuronNet, settings: dict[str, Any]) -> None:
-    """Write the weights, and the settings they were trained with, whole or not at all.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file, about 325 MB.
-    network : NeuronNet
-    settings : dict
-        Numbers, strings and lists of them.
-    """
-    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    save_whole(path, {"format": WEIGHTS_FORMAT, "weights": weights, "settings": settings})
-
-
-def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
-    """Read a network, on the CPU, and its settings from a file of `save_network`.
-
-    Raises
-    ------
-    UserError
-        The file is missing, truncated, no weights of this network, or would run code.
-    """
-    advice = "use a file that conv2d_predict.py --save-model wrote"
-    content = load_safely(path, "a weights file", advice)
-    expected = {"format": str, "weights": dict, "settings": dict}
-    if (
-        not isinstance(content, dict)
-        or not all(isinstance(content.get(key), kind) for key, kind in expected.items())
-        or content["format"] != WEIGHTS_FORMAT
-    ):
-        raise UserError(f"{path}: holds something else than weights of neurodetect; {advice}")
-    with torch.device("meta"):  # neither memory nor random numbers for weights about to be replaced
-        network = NeuronNet()
-    try:
-        network.load_state_dict(content["weights"], assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{path}: holds the weights of another network; {advice}") from error
-    if not all(torch.isfinite(value).all() for value in network.parameters()):
-        raise UserError(f"{path}: holds weights that are not finite numbers; train again")
-    return network.eval(), content["settings"]

@@ -21,9 +21,9 @@ from conftest import assert_refused
 from neurodetect import network as network_module
 from neurodetect.files import UserError, write_json
 from neurodetect.network import NeuronNet
-from neurodetect.projection import read_folder, read_prepared, write_prepared
+from neurodetect.prepared import read_folder, read_prepared, write_prepared
 from neurodetect.regions import write_regions
-from neurodetect.training import load_network, save_network
+from neurodetect.weights import load_network, save_network
 
 SHAPE = (40, 60)
 REGIONS = [np.array([[3, 4], [3, 5], [4, 4], [4, 5]]), np.array([[20, 30], [20, 31], [21, 30]])]
@@ -490,7 +490,7 @@ def test_any_name_stays_in_its_place(command, tmp_path, monkeypatch):
     after = listing(tmp_path)
     assert {path: after[path] for path in before} == before
     new = {str(path.relative_to(lab)) for path in after.keys() - before.keys()}
-    endings = ("X_{}.npy", "X_{}.png", "y_{}.npy", "regions_{}.json")
+    endings = ("X_{}.npy", "X_{}.png", "y_{}.npy", "regions_{}.json", "info_{}.json")
     prepared = {f"train/{ending.format(name)}" for name in NAMES for ending in endings}
     assert prepared <= new
     results = {path for path in new - prepared if "/" not in path}
@@ -517,6 +517,86 @@ def test_prepared_data_under_a_name_that_results_could_not_have(folder):
         read_folder(folder)
 
 
+# What belongs to somebody else
+
+
+@pytest.mark.parametrize("images", ["images", "."])
+def test_a_recording_is_no_output_folder(command, tmp_path, images):
+    for seed, name in enumerate(("first", "second")):
+        write_frames(tmp_path / name / images, noise(seed=seed))
+    before = listing(tmp_path)
+    assert_refused(
+        command("preprocessing.py", "first", "second"), "second", "is a recording", "OUTPUT_FOLDER"
+    )
+    tifffile.imwrite(tmp_path / "third.tif", noise((3, *SHAPE)), photometric="minisblack")
+    assert_refused(command("preprocessing.py", "first", "third.tif"), "third.tif", "is a recording")
+    (tmp_path / "third.tif").unlink()
+    assert listing(tmp_path) == before
+
+
+def test_an_output_folder_may_hold_exports_of_an_earlier_run(command, tmp_path):
+    write_frames(tmp_path / "first" / "images", noise())
+    write_prepared(tmp_path / "out", "a", noise(), REGIONS)
+    tifffile.imwrite(tmp_path / "out" / "submission_a_labels.tif", noise())
+    assert command("preprocessing.py", "first", "out").returncode == 0
+
+
+def test_a_folder_of_the_name_of_an_unfinished_run_stays(command, folder, weights):
+    (folder / "thesis.unfinished").mkdir()
+    (folder / "thesis.unfinished" / "chapter1.docx").write_text("years of work")
+    before = listing(folder)
+    predict = ("conv2d_predict.py", folder, "--model", weights, *QUICK, "--output", folder / "thesis.json")
+    for resume in ((), ("--resume",)):
+        assert_refused(command(*predict, *resume), "chapter1.docx", "--output")
+        assert listing(folder) == before
+
+
+def test_recordings_that_would_be_one_dataset_are_refused(command, tmp_path, weights):
+    for seed, name in enumerate(("00.00", "neurofinder.00.00")):
+        write_frames(tmp_path / name / "images", noise(seed=seed))
+    assert_refused(
+        command("preprocessing.py", "00.00", "neurofinder.00.00", "out"), "00.00", "one dataset", "rename"
+    )
+    for name in ("00.00", "neurofinder.00.00"):
+        assert command("preprocessing.py", name, "out").returncode == 0
+    before = listing(tmp_path)
+    assert_refused(command("conv2d_predict.py", "out", "--model", weights), "00.00", "one dataset", "rename")
+    assert listing(tmp_path) == before
+
+
+def test_results_that_differ_after_a_dot_share_no_file(command, tmp_path, folder, weights):
+    made = []
+    for output in ("run.1", "run.2", "run.3.json", "run"):
+        before = set(tmp_path.iterdir())
+        result = command("conv2d_predict.py", folder, "--model", weights, *QUICK, "--output", output)
+        assert result.returncode == 0, result.stderr
+        made.append({path.name for path in set(tmp_path.iterdir()) - before})
+    assert made[0] == {"run.1", "run.1.log.json", "run.1.report.html", "run.1_a.png", "run.1_b.png"}
+    assert made[2] == {"run.3.json", "run.3.log.json", "run.3.report.html", "run.3_a.png", "run.3_b.png"}
+    assert [len(files) for files in made] == [5] * 4
+
+
+def test_a_folder_to_train_on_beside_a_model_is_refused(command, folder, weights):
+    before = listing(folder)
+    assert_refused(
+        command("conv2d_predict.py", folder, folder, "--model", weights), "--model", "nothing is trained"
+    )
+    assert listing(folder) == before
+
+
+def test_weights_say_which_background_and_recipe_count(command, folder, tmp_path, few_hidden_units):
+    network = NeuronNet(torch.Generator().manual_seed(0))
+    save_network(tmp_path / "model.pt", network, {"background": "subtract", "recipe": "2016"})
+    predict = ("conv2d_predict.py", folder, "--model", tmp_path / "model.pt", *QUICK)
+    result = command(*predict, "--background", "keep")
+    assert result.returncode == 0 and "was trained with --background subtract" in result.stderr
+    settings = json.loads((tmp_path / "submission.log.json").read_text())["settings"]
+    assert settings["background"] == "subtract" and settings["regions"] == "connected"
+    assert command(*predict, "--regions", "watershed").stderr == ""
+    settings = json.loads((tmp_path / "submission.log.json").read_text())["settings"]
+    assert settings["regions"] == "watershed" and "iterations" not in settings
+
+
 # A full disk
 
 
@@ -532,22 +612,25 @@ def file_size_limit(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-OUTPUTS = ["regions_recording.json", "y_recording.npy", "X_recording.npy", "X_recording.png"]
+PREPARED = ["X_recording.npy", "info_recording.json", "regions_recording.json", "y_recording.npy"]
 
 
-@pytest.mark.parametrize(("size", "fails"), list(zip((20, 1000, 5000, 10_000), OUTPUTS, strict=True)))
+@pytest.mark.parametrize(
+    ("size", "fails"),
+    [(20, PREPARED[0]), (1000, PREPARED[0]), (5000, PREPARED[0]), (10_000, "X_recording.png")],
+)
 def test_a_full_disk_leaves_whole_files(command, tmp_path, size, fails):
-    """Each write fails in turn: what comes before it is new, what comes after it as it was."""
+    """The files of a preparation are all new or all as they were; the picture comes after them."""
     for out, seed in (("out", 0), ("new", 1)):
         write_frames(tmp_path / "recording" / "images", noise(seed=seed))
         write_regions(tmp_path / "recording" / "regions" / "regions.json", REGIONS[seed:])
         assert command("preprocessing.py", "recording", out).returncode == 0
     old = listing(tmp_path / "out")
-    assert sorted(path.name for path in old) == sorted(OUTPUTS)
+    assert sorted(path.name for path in old) == sorted([*PREPARED, "X_recording.png"])
     with file_size_limit(size):
         result = command("preprocessing.py", "recording", "out")
     assert_refused(result, fails, "cannot be written (File too large)", "make room")
-    written = [tmp_path / "new" / name for name in OUTPUTS[: OUTPUTS.index(fails)]]
+    written = [tmp_path / "new" / name for name in PREPARED if fails not in PREPARED]
     expected = old | {tmp_path / "out" / path.name: path.read_bytes() for path in written}
     assert listing(tmp_path / "out") == expected
 

@@ -114,7 +114,7 @@ def test_cross_validation(lab, command):
     assert used["combined"] == pytest.approx(content["mean"]["combined"])
     for kind in ("training", "scores", "thresholds"):
         assert (lab / f"crossvalidation.{kind}.png").read_bytes().startswith(b"\x89PNG")
-    page = (lab / "report.html").read_text(encoding="utf-8")
+    page = (lab / "crossvalidation.report.html").read_text(encoding="utf-8")
     assert all(name in page for name in TRAINING) and "held out in fold 2" in page
     assert not list(lab.glob("*.unfinished"))
     lines = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
@@ -140,7 +140,7 @@ def test_prediction(lab, predicted):
     assert log["settings"]["seed"] == 0 and log["trained on"]["recordings"] == list(TRAINING[::-1])
     image = lab / "train" / f"X_{TRAINING[0]}.npy"
     assert log["inputs"]["training"][image.name] == hashlib.sha256(image.read_bytes()).hexdigest()
-    assert "stack" in (lab / "report.html").read_text(encoding="utf-8")
+    assert "stack" in (lab / "submission.report.html").read_text(encoding="utf-8")
     assert not list(lab.glob("*.unfinished"))
 
 

@@ -19,9 +19,16 @@ from skimage import io as skimage_io
 from skimage.draw import disk, ellipse, polygon2mask
 from skimage.measure import regionprops
 
-from neurodetect import exports
-from neurodetect.exports import FORMATS, export, export_imagej, export_labels, imagej_roi, suite2p_stat
 from neurodetect.files import UserError
+from neurodetect.formats import exports
+from neurodetect.formats.exports import (
+    FORMATS,
+    export,
+    export_imagej,
+    export_labels,
+    imagej_roi,
+    suite2p_stat,
+)
 from neurodetect.regions import labels_to_regions, mean_probability
 
 SHAPE = (40, 60)
@@ -115,7 +122,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path, format):
 
 def test_the_formats_are_known_without_heavy_imports():
     code = (
-        "import sys, neurodetect.exports; "
+        "import sys, neurodetect.formats.exports; "
         "print([m for m in ('numpy', 'scipy', 'matplotlib', 'roifile', 'tifffile') if m in sys.modules])"
     )
     result = subprocess.run(

@@ -19,9 +19,11 @@ import sklearn.model_selection  # noqa: F401  loaded here, the commands need not
 import torch
 from conftest import ROOT
 
-from neurodetect import figures, network, sliding_window, training  # noqa: F401
-from neurodetect.projection import clip_bright, mean_projection, write_prepared
+from neurodetect import network, training
+from neurodetect.prepared import write_prepared
+from neurodetect.projection import clip_bright, mean_projection
 from neurodetect.synthetic import simulate_frames, simulate_regions
+from neurodetect.view import figures  # noqa: F401
 
 SHAPE = (42, 46)
 TRAINING = ("--iterations", "8", "--batch-size", "4", "--stride", "20", "--device", "cpu", "--seed", "3")
@@ -139,6 +141,7 @@ def test_what_is_resumed_has_to_be_the_same_run(prepared, tmp_path):
     assert "add --resume" in refused()
     assert "iterations was 8 and is now 9" in refused("--resume", "--iterations", "9")
     assert "seed was 3 and is now 4" in refused("--resume", "--seed", "4")
+    (tmp_path / "train" / "info_a.json").unlink()  # it would refuse an image that was changed
     image = tmp_path / "train" / "X_a.npy"
     pixels = bytearray(image.read_bytes())
     pixels[-5] ^= 1

@@ -15,19 +15,19 @@ from matplotlib.colors import to_hex
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from PIL import Image
 
-from neurodetect.figures import (
+from neurodetect.files import UserError
+from neurodetect.regions import outlines
+from neurodetect.view.figures import (
     draw_curve,
     draw_matches,
     draw_regions,
     draw_scores,
     draw_training,
     grey_limits,
-    outlines,
     require_display,
     round_length,
     save_figure,
 )
-from neurodetect.files import UserError
 
 regions_of_pixels = st.lists(
     st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=1, max_size=60, unique=True
@@ -375,7 +375,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
 def test_drawing_files_does_not_import_pyplot(tmp_path):
     program = (
-        "import sys, numpy as np; from neurodetect.figures import draw_regions, save_figure;"
+        "import sys, numpy as np; from neurodetect.view.figures import draw_regions, save_figure;"
         "save_figure(sys.argv[1], draw_regions(np.eye(30), title='recording'));"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

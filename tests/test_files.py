@@ -159,10 +159,9 @@ def test_json_of_any_editor_is_read(tmp_path, encoding):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a file without end")
-def test_a_file_without_end_is_not_read_to_the_end(monkeypatch):
-    monkeypatch.setattr(files, "LARGEST_JSON", 1000)
+def test_a_file_without_end_is_not_read_to_the_end():
     with pytest.raises(UserError, match="/dev/zero: is larger than 0 MB"):
-        read_json("/dev/zero")
+        read_json("/dev/zero", 1000)
 
 
 def test_a_json_file_of_100_mb_is_refused(tmp_path):

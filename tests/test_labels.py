@@ -13,14 +13,14 @@ import roifile
 import skimage.draw
 import skimage.measure
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from neurodetect.files import UserError
-from neurodetect.labels import fill_polygons, read_labels
+from neurodetect.formats.labels import fill_polygons, read_labels
 from neurodetect.regions import read_regions, regions_to_labels, write_regions
 
 SHAPE = (30, 40)
@@ -34,11 +34,11 @@ def as_mask(pixels, shape=SHAPE):
 
 
 def a_polygon(rng, corners=7, size=12):
-    """A star-shaped polygon, as a neuron's outline is; (x, y) that no middle of a pixel lies on."""
+    """A star-shaped polygon, as a neuron's outline is; (x, y) that no centre of a pixel lies on."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
     lengths = rng.uniform(size / 4, size, corners)
-    middle = rng.uniform([5, 5], [35, 25])
-    return middle + np.column_stack([lengths * np.cos(angles), lengths * np.sin(angles)]).round(3)
+    centre = rng.uniform([5, 5], [35, 25])
+    return centre + np.column_stack([lengths * np.cos(angles), lengths * np.sin(angles)]).round(3)
 
 
 def roi_of(roitype, left=0, top=0, right=0, bottom=0, **attributes):
@@ -65,9 +65,9 @@ def test_polygons_against_matplotlib_and_scikit_image(seed):
     polygon = a_polygon(np.random.default_rng(seed))
     mask = as_mask(fill_polygons([polygon], SHAPE))
     rows, columns = np.indices(SHAPE)
-    middles = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5])
-    assert np.array_equal(mask, Outline(polygon).contains_points(middles).reshape(SHAPE))
-    corners = polygon[:, ::-1] - 0.5  # scikit-image counts (row, column) from the middle of the first pixel
+    centres = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5])
+    assert np.array_equal(mask, Outline(polygon).contains_points(centres).reshape(SHAPE))
+    corners = polygon[:, ::-1] - 0.5  # scikit-image counts (row, column) from the centre of the first pixel
     assert np.array_equal(mask, skimage.draw.polygon2mask(SHAPE, corners))
 
 
@@ -82,7 +82,7 @@ def test_a_rectangle_has_the_pixels_between_its_corners(left, top, width, height
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=3, max_size=8))
 def test_the_two_halves_of_an_image_share_no_pixel_and_miss_none(corners):
-    # A polygon and the image with that polygon cut out, edges running through the middles of pixels.
+    # A polygon and the image with that polygon cut out, edges running through the centres of pixels.
     polygon = np.array(corners) + 0.5
     frame = np.array([(0, 0), (40, 0), (40, 30), (0, 30)])
     inside = as_mask(fill_polygons([polygon], SHAPE))
@@ -95,7 +95,7 @@ def test_the_outlines_of_a_region_give_it_back():
     for _ in range(20):
         blobs = gaussian_filter(rng.normal(size=SHAPE), 1.5) > 0.02  # in pieces and with holes
         outlines = skimage.measure.find_contours(np.pad(blobs, 1).astype(float), 0.5)
-        # They are (row, column) from the middle of the first pixel of the padded image.
+        # They are (row, column) from the centre of the first pixel of the padded image.
         polygons = [outline[:, ::-1] - 1 + 0.5 for outline in outlines]
         assert np.array_equal(as_mask(fill_polygons(polygons, SHAPE)), blobs)
 
@@ -146,6 +146,7 @@ def test_kinds_of_outlines_by_hand(tmp_path):
 
 
 @given(st.floats(-10, 40), st.floats(-10, 30), st.floats(0.5, 30), st.floats(0.5, 30))
+@example(0, 0.25, 0.5, 0.5)  # with one pixel's centre on it, and none inside
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ovals_against_the_equation_of_the_ellipse(tmp_path, x, y, width, height):
     roi = roi_of("OVAL", xd=x, yd=y, widthd=width, heightd=height, version=227)
@@ -160,6 +161,16 @@ def test_ovals_against_the_equation_of_the_ellipse(tmp_path, x, y, width, height
         assert np.array_equal(mask[clear], half[clear] <= 1)
     elif clear.all():
         refused(tmp_path / "oval.roi", "has no pixel in an image of 30 rows and 40 columns")
+
+
+def test_a_centre_on_an_oval_belongs_to_it(tmp_path):
+    roi = roi_of("OVAL", xd=0.5, yd=2.5, widthd=10, heightd=8, version=227)
+    roi.options = roifile.ROI_OPTIONS.SUB_PIXEL_RESOLUTION
+    roi.tofile(tmp_path / "oval.roi")
+    rows, columns = np.indices(SHAPE)
+    # By whole numbers: the box has its centre at pixel (6, 5), and half sides of 4 and 5 pixels.
+    inside = 25 * (rows - 6) ** 2 + 16 * (columns - 5) ** 2 <= 25 * 16
+    assert np.array_equal(as_mask(read_labels(tmp_path / "oval.roi", SHAPE)[0]), inside)
 
 
 def test_what_reaches_over_the_border_is_cut_there(tmp_path):
@@ -226,7 +237,7 @@ def test_zips_that_are_none_or_empty_or_dangerous(tmp_path, monkeypatch):
     refused(path, "cannot be read as zip")
     refused(write_zip(path, {"notes.txt": "text"}), "holds no .roi")
     refused(write_zip(path, {"a.roi": b"Iout" + bytes(10)}), "ROI a.roi cannot be read")
-    monkeypatch.setattr("neurodetect.labels.MOST_ROIS", 3)
+    monkeypatch.setattr("neurodetect.formats.labels.MOST_ROIS", 3)
     square = roi_of("RECT", 0, 0, 5, 5).tobytes()
     refused(write_zip(path, {f"{i}.roi": square for i in range(4)}), "holds 4 ROIs")
     # Names are names, not paths; what macOS packs beside is none of ours.
@@ -236,7 +247,7 @@ def test_zips_that_are_none_or_empty_or_dangerous(tmp_path, monkeypatch):
 
 
 def test_a_zip_that_unpacks_to_gigabytes_is_read_no_further_than_a_roi(tmp_path, monkeypatch):
-    monkeypatch.setattr("neurodetect.labels.LARGEST_ROI", 1000)
+    monkeypatch.setattr("neurodetect.formats.labels.LARGEST_ROI", 1000)
     read = []
     monkeypatch.setattr(
         roifile.ImagejRoi,

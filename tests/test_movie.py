@@ -14,10 +14,11 @@ from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from neurodetect import movie as player
-from neurodetect.figures import OUTLINE
 from neurodetect.files import UserError
-from neurodetect.movie import (
+from neurodetect.recording import open_recording
+from neurodetect.view import movie as player
+from neurodetect.view.figures import OUTLINE
+from neurodetect.view.movie import (
     BRIGHTER,
     GIF_FRAMES,
     Movie,
@@ -27,7 +28,6 @@ from neurodetect.movie import (
     pixels_of,
     save_gif,
 )
-from neurodetect.recording import open_recording
 
 
 def write_movie(folder, frames, info=None):

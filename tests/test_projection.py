@@ -1,26 +1,26 @@
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from functools import partial, partialmethod
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from neurodetect.detection import expected_area, neuron_area
 from neurodetect.files import UserError
+from neurodetect.prepared import Prepared, prepared_names, read_labelled, read_prepared, write_prepared
 from neurodetect.projection import (
     BACKGROUND,
-    Prepared,
     clip_bright,
-    expected_area,
-    flatten,
     mean_projection,
-    neuron_area,
-    prepared_names,
-    read_labelled,
-    read_prepared,
-    scale,
+    network_input,
     standardize,
-    write_prepared,
+    subtract_background,
 )
 
 
@@ -101,6 +101,10 @@ def test_standardizing():
 # On disk
 
 
+class Killed(BaseException):
+    """The process is gone; nothing of it runs any more."""
+
+
 @pytest.fixture
 def folder(tmp_path):
     image = np.arange(12.0).reshape(3, 4)
@@ -125,8 +129,9 @@ def test_prepared_data_on_disk(folder):
 
 
 def test_unlabelled_recordings_are_named(folder):
-    labelled, unlabelled = read_labelled(folder)
-    assert [recording.name for recording in labelled] == ["b10"] and unlabelled == ["b2"]
+    with pytest.warns(UserWarning, match="b2 has no labels"):
+        labelled = read_labelled(folder)
+    assert [recording.name for recording in labelled] == ["b10"]
     (folder / "y_b10.npy").unlink()
     with pytest.raises(UserError, match="none of its 2 recordings has labels"):
         read_labelled(folder)
@@ -137,15 +142,68 @@ def test_labels_of_an_earlier_run_do_not_stay(folder):
     assert read_prepared(folder, "b10").mask is None
 
 
-def test_a_failed_write_leaves_the_labels_of_an_earlier_run(folder, monkeypatch):
-    def full(*_):
-        raise UserError("regions_b10.json: cannot be written (No space left on device)")
+@pytest.mark.parametrize("file", ["X_b10.npy", "y_b10.npy", "regions_b10.json", "info_b10.json"])
+@pytest.mark.parametrize("regions", [[np.array([[1, 1]])], None], ids=["labelled", "unlabelled"])
+def test_a_failed_write_leaves_all_of_an_earlier_run(folder, monkeypatch, file, regions):
+    def full(path, content):
+        if file in path.name.replace(f".{os.getpid()}.partial", "").lstrip("."):
+            raise OSError(28, "No space left on device")
+        return write(path, content)
 
+    write = Path.write_bytes
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("neurodetect.projection.write_regions", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    if regions is None and file in ("y_b10.npy", "regions_b10.json"):
+        pytest.skip("an unlabelled recording has no such file")
     with pytest.raises(UserError, match="No space"):
-        write_prepared(folder, "b10", np.arange(12.0).reshape(3, 4) + 1, [np.array([[1, 1]])], 1.0)
+        write_prepared(folder, "b10", np.arange(12.0).reshape(3, 4) + 1, regions, 1.0)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("regions", [[np.array([[1, 1]])], None], ids=["labelled", "unlabelled"])
+def test_a_preparation_that_is_killed_at_any_moment_pairs_no_image_with_other_labels(
+    folder, monkeypatch, regions
+):
+    """Killed after each rename or removal in turn: read is the old recording, the new one, or none."""
+    old, shape = read_prepared(folder, "b10"), (3, 4)
+    image = np.arange(12.0).reshape(shape) ** 2
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    outcomes = []
+    for moment in range(8):
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
+        done = []
+
+        def die(*arguments, change, moment=moment, done=done, **options):
+            if len(done) == moment:
+                raise Killed
+            done.append(1)
+            return change(*arguments, **options)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr("os.replace", partial(die, change=os.replace))
+            patch.setattr(Path, "unlink", partialmethod(die, change=Path.unlink))
+            write_prepared(folder, "b10", image, regions)
+        try:
+            read = read_prepared(folder, "b10")
+        except UserError as error:
+            assert "run preprocessing.py again" in str(error)
+            outcomes.append("refused")
+            continue
+        wanted = old if np.array_equal(read.image, old.image) else Prepared("b10", image, None, regions, None)
+        assert np.array_equal(read.image, wanted.image)
+        if read.regions is not None:
+            assert list(map(np.ndarray.tolist, read.regions)) == list(map(np.ndarray.tolist, wanted.regions))
+        outcomes.append("read")
+    assert outcomes[0] == outcomes[-1] == "read" and "refused" in outcomes
+
+
+def test_an_edited_image_says_how_to_keep_it(folder):
+    np.save(folder / "X_b10.npy", np.arange(12, dtype=np.float32).reshape(3, 4)[::-1])
+    with pytest.raises(UserError, match=r"or remove info_b10\.json"):
+        read_prepared(folder, "b10")
+    (folder / "info_b10.json").unlink()
+    assert read_prepared(folder, "b10").image[0, 0] == 8
 
 
 def test_a_constant_image_is_refused_before_anything_is_written(tmp_path):
@@ -192,7 +250,7 @@ def test_regions_that_are_missing_or_outside(folder):
 
 
 def test_a_flat_image_less_its_background_is_zero_to_the_border():
-    assert np.abs(flatten(np.full((30, 50), 7.0))).max() < 1e-12
+    assert np.abs(subtract_background(np.full((30, 50), 7.0))).max() < 1e-12
 
 
 def test_the_background_is_the_gaussian_mean_within_the_image():
@@ -200,7 +258,7 @@ def test_the_background_is_the_gaussian_mean_within_the_image():
     rows, columns = np.indices(image.shape)
     for r, c in ((0, 0), (20, 5), (39, 32)):
         weights = np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / (2 * BACKGROUND**2))
-        assert flatten(image)[r, c] == pytest.approx(
+        assert subtract_background(image)[r, c] == pytest.approx(
             image[r, c] - np.average(image, weights=weights), abs=1e-4
         )
 
@@ -210,15 +268,18 @@ def test_uneven_light_matters_less_without_the_background():
     image = rng.random((200, 220))
     lit = image + np.linspace(0, 10, 220)
     inner = (slice(50, -50),) * 2  # within 50 px of the border the surround is one-sided
-    kept, flat = (np.corrcoef(f(image)[inner].ravel(), f(lit)[inner].ravel())[0, 1] for f in (scale, flatten))
+    kept, flat = (
+        np.corrcoef(f(image)[inner].ravel(), f(lit)[inner].ravel())[0, 1]
+        for f in (network_input, subtract_background)
+    )
     assert kept < 0.3 and flat > 0.99
 
 
 def test_scale_standardizes_either_way():
     image = np.random.default_rng(2).random((60, 50)) * 100
-    assert np.array_equal(scale(image), standardize(image))
-    assert np.array_equal(scale(image, "subtract"), standardize(flatten(image)))
-    assert scale(image, "subtract").dtype == np.float32
+    assert np.array_equal(network_input(image), standardize(image))
+    assert np.array_equal(network_input(image, "subtract"), standardize(subtract_background(image)))
+    assert network_input(image, "subtract").dtype == np.float32
 
 
 def labelled_with(areas, pixels_per_micron):

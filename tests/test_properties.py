@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from neurodetect import network as network_module
 from neurodetect.files import UserError, read_array, read_json
 from neurodetect.network import NeuronNet
-from neurodetect.projection import read_prepared, write_prepared
+from neurodetect.prepared import read_prepared, write_prepared
 from neurodetect.recording import open_recording
 from neurodetect.regions import read_regions, read_submission, write_regions, write_submission
 from neurodetect.sliding_window import probability_map
-from neurodetect.training import load_network, save_network
+from neurodetect.weights import load_network, save_network
 
 SHAPE = (9, 12)
 FRAMES = np.random.default_rng(0).integers(0, 1000, (4, *SHAPE), np.uint16)

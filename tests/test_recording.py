@@ -32,6 +32,13 @@ def write_files(folder: Path, frames, name="image{}.tiff", **options) -> Path:
     return folder
 
 
+def write_pages(path, pages, **file_options):
+    """A stack of pages of their own kind: (frame, options of tifffile's `write`)."""
+    with tifffile.TiffWriter(path, **file_options) as writer:
+        for frame, options in pages:
+            writer.write(frame, contiguous=False, metadata=None, **options)
+
+
 def test_frames_come_in_natural_order(tmp_path):
     frames = make_frames(12)
     recording = open_recording(write_files(tmp_path / "rec", frames))  # image2 is after image1, not image11
@@ -137,11 +144,8 @@ def test_a_stack_with_a_directory_beside_every_frame(tmp_path, options, compress
     # As microscopes write them: frame by frame. Fewer than all frames is no recording, however it is cut.
     frames = make_frames(7)
     path = tmp_path / "stack.tif"
-    with tifffile.TiffWriter(path, **{k: v for k, v in options.items() if k != "compression"}) as writer:
-        for frame in frames:
-            writer.write(
-                frame, contiguous=False, description="x" * 999, compression=options.get("compression")
-            )
+    pages = [(frame, {"description": "x" * 999, "compression": compression}) for frame in frames]
+    write_pages(path, pages, **options)
     recording = open_recording(path)
     assert len(recording) == 7
     assert np.array_equal(list(recording), frames)
@@ -166,6 +170,104 @@ def test_a_chain_of_directories_that_bites_its_tail(tmp_path):
     content[end : end + 4] = first.to_bytes(4, "little")
     path.write_bytes(content)
     refused(path, "frame 2 leads back")
+
+
+def test_a_chain_of_many_directories_that_bites_its_tail(tmp_path):
+    # tifffile itself looks for such a loop among the first hundred only.
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, make_frames(130), photometric="minisblack", byteorder="<", metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        back, last = tiff.pages[110].offset, tiff.pages[129].offset
+    content = bytearray(path.read_bytes())
+    end = last + 2 + 12 * int.from_bytes(content[last : last + 2], "little")
+    content[end : end + 4] = back.to_bytes(4, "little")
+    path.write_bytes(content)
+    refused(path, "frame 130 leads back")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_frames_of_a_stack_that_are_not_stored_alike(tmp_path, bigtiff, byteorder):
+    kinds = [
+        {},
+        {"rowsperstrip": 2},
+        {"compression": "zlib"},
+        {"compression": "zlib", "predictor": True},
+        {"compression": "zlib", "rowsperstrip": 4},
+        {"tile": (16, 16)},
+        {"description": "words" * 300, "resolution": (3, 7)},
+    ]
+    frames = make_frames(3 * len(kinds))
+    for first in range(len(kinds)):  # each is the one that the others are compared with
+        options = [*kinds[first:], *kinds[:first]]
+        pages = list(zip(frames, [kind for kind in options for _ in range(3)], strict=True))
+        path = tmp_path / f"{first}.tif"
+        write_pages(path, pages, bigtiff=bigtiff, byteorder=byteorder)
+        recording = open_recording(path)
+        assert np.array_equal(list(recording), frames)
+        assert all(np.array_equal(recording.frame(index), frames[index]) for index in (20, 0, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"rowsperstrip": 2}])
+@pytest.mark.parametrize(
+    "frame, words",
+    [
+        (np.zeros((7, 9), np.uint16), "7 x 9 uint16"),
+        (np.zeros((5, 9), np.uint16), "5 x 9 uint16"),
+        (np.zeros((6, 8), np.uint16), "6 x 8 uint16"),
+        (np.zeros((9, 6), np.uint16), "9 x 6 uint16"),
+        (np.zeros((7, 10), np.uint16), "7 x 10 uint16"),
+        (np.zeros(SHAPE, np.int16), "6 x 9 int16"),
+        (np.zeros(SHAPE, np.float16), "6 x 9 float16"),
+        (np.zeros(SHAPE, np.uint8), "6 x 9 uint8"),
+    ],
+)
+def test_a_frame_of_another_kind_within_a_stack(tmp_path, frame, words, options):
+    path = tmp_path / "stack.tif"
+    frames = make_frames(6)
+    write_pages(path, [(f, options) for f in (*frames[:3], frame, *frames[3:])])
+    read = iter(open_recording(path))
+    assert all(np.array_equal(next(read), frame) for frame in frames[:3])
+    refused(path, f"frame 3 is {words}, but the recording began with 6 x 9 uint16")
+    with pytest.raises(UserError, match=f"frame 3 is {words}"):
+        open_recording(path).frame(3)
+
+
+def test_strips_in_another_order_than_those_of_the_first_frame(tmp_path):
+    frames = make_frames(3)
+    path = tmp_path / "stack.tif"
+    write_pages(path, [(frame, {"rowsperstrip": 2}) for frame in frames])
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        first, second, third = tiff.pages[1].dataoffsets
+        tiff.pages[1].tags["StripOffsets"].overwrite((third, second, first))
+    frames[1] = np.concatenate([frames[1, 4:], frames[1, 2:4], frames[1, :2]])
+    assert np.array_equal(list(open_recording(path)), frames)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    data=st.data(),
+    options=st.sampled_from([{}, {"bigtiff": True}, {"byteorder": ">"}, {"truncate": True}]),
+    compression=st.sampled_from([None, "zlib"]),
+    beside=st.booleans(),
+)
+def test_a_stack_cut_anywhere_is_never_a_shorter_movie(tmp_path, data, options, compression, beside):
+    frames = make_frames(5)
+    path = tmp_path / "stack.tif"
+    if beside:  # a directory with each frame; otherwise behind all of them, or one for all
+        options = {key: value for key, value in options.items() if key != "truncate"}
+        write_pages(path, [(frame, {"compression": compression}) for frame in frames], **options)
+    else:
+        compression = None if "truncate" in options else compression
+        tifffile.imwrite(path, frames, photometric="minisblack", compression=compression, **options)
+    content = path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    try:
+        read = list(open_recording(path))
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert np.array_equal(read, frames)  # a byte behind the last frame is nobody's
 
 
 def test_files_that_describe_themselves_one_by_one(tmp_path):
@@ -392,7 +494,7 @@ def write_nwb(path, **series):
 @pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "float32"])
 @pytest.mark.parametrize("options", [{}, {"chunks": (2, 3, 9)}, {"chunks": (5, 6, 9), "compression": "gzip"}])
 def test_an_hdf5_movie(tmp_path, monkeypatch, dtype, options):
-    monkeypatch.setattr("neurodetect.frames.BLOCK_BYTES", 3 * 6 * 9 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr("neurodetect.formats.frames.BLOCK_BYTES", 3 * 6 * 9 * np.dtype(dtype).itemsize)
     frames = make_frames(11, np.dtype(dtype).newbyteorder("="))
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file.create_dataset("group/mov", data=frames.astype(dtype), **options)

@@ -15,11 +15,13 @@ from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from PIL import Image
 
-from neurodetect import scoring
+from neurodetect import detection, scoring
 from neurodetect.files import UserError
-from neurodetect.projection import Prepared
-from neurodetect.regions import find_regions
-from neurodetect.report import COLUMNS, OUTLINES, assess, section, svg_path, write_report
+from neurodetect.prepared import Prepared
+from neurodetect.regions import find_regions, mean_probability
+from neurodetect.view.figures import draw_found
+from neurodetect.view.report import COLUMNS, OUTLINES, svg_path, write_report
+from neurodetect.view.report import section as section_of
 
 SHAPE = (40, 60)
 PROBABILITY = np.random.default_rng(0).random(SHAPE).astype(np.float32)
@@ -43,6 +45,24 @@ HOLLOW = block(21, 30, 6, 8)
 HOLLOW = HOLLOW[(HOLLOW != (23, 33)).any(axis=1)]
 FOUND = [block(2, 45, 4, 12), HOLLOW, block(3, 4, 8, 9)]
 PAIRS = [(0, 2), (1, 1)]  # truth 2 is missed, found 0 is false
+
+
+def what(found, probability):
+    return detection.Found(found, probability, mean_probability(probability, found))
+
+
+def section(name, image, found, probability, *, truth=None, pixels_per_micron=None, **shown):
+    mask = None if truth is None else np.zeros(image.shape, np.uint8)
+    recording = Prepared(name, image, mask, truth, pixels_per_micron)
+    return section_of(recording, what(found, probability), **shown)
+
+
+def assess(recording, found, probability, note=""):
+    """As a script does: the scores, the picture and the part of the page of one recording."""
+    found = what(found, probability)
+    row, pairs = detection.assess(recording, found)
+    figure = draw_found(recording, found, pairs, note)
+    return row, figure, section_of(recording, found, row, pairs, note)
 
 
 def labelled_recording(name="labelled", scale=None):

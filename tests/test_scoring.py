@@ -13,23 +13,22 @@ from conftest import ROOT, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurodetect.exports import export_imagej, export_labels
 from neurodetect.files import UserError, write_json
-from neurodetect.projection import write_prepared
+from neurodetect.formats.exports import export_imagej, export_labels
+from neurodetect.formats.labels import find_truths, read_estimate
+from neurodetect.prepared import write_prepared
 from neurodetect.regions import regions_as_json, write_regions, write_submission
 from neurodetect.scoring import (
     Score,
     centers,
-    compare,
+    compare_regions,
     evaluate,
     f1_at_iou,
-    find_truths,
     match_centers,
     match_threshold,
     mean_curve,
     overlaps,
     pixel_error,
-    read_estimate,
     score,
     summarize,
     table,
@@ -163,7 +162,7 @@ def test_the_table_has_every_recording_and_the_spread():
 def test_without_a_probability_map_there_is_no_pixel_error():
     truth, estimate = squares((0, 0), (20, 20)), squares((1, 0), (30, 20), (50, 50))
     mask = np.zeros((60, 60))
-    row = compare(truth, estimate, 5.0)
+    row = compare_regions(truth, estimate, 5.0)
     assert row == {k: v for k, v in evaluate(mask, estimate, mask, truth).items() if k != "pixel_error"}
     assert "pixel_error" not in summarize([row])["mean"]
     head, line = table([row], ["one"]).splitlines()

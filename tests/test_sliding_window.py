@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neurodetect import sliding_window
+from neurodetect.device import choose_precision, is_out_of_memory
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
-from neurodetect.sliding_window import brute_force_map, probability_map, window_runs
-from neurodetect.training import choose_precision
+from neurodetect.sliding_window import brute_force_map, probability_map, window_runs, windows_per_pixel
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,18 @@ def test_windows_label_every_pixel(stride: int) -> None:
         starts = [start for run in window_runs(length, stride) for start in run]
         assert starts == sorted(set(starts)) and starts[0] == 0 and starts[-1] <= length
         assert set(range(length)) <= {start - 10 + i for start in starts for i in range(20)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), stride=st.integers(1, 20))
+def test_windows_that_label_a_pixel(height: int, width: int, stride: int) -> None:
+    expected = np.zeros((height + 40, width + 40))
+    rows, columns = ([start for run in window_runs(n, stride) for start in run] for n in (height, width))
+    for row in rows:
+        for column in columns:
+            expected[row + 10 : row + 30, column + 10 : column + 30] += 1
+    actual = np.outer(windows_per_pixel(height, stride), windows_per_pixel(width, stride))
+    assert (actual == expected[20:-20, 20:-20]).all()
 
 
 @pytest.mark.parametrize(
@@ -204,14 +216,47 @@ def test_blocks_hold_every_window_once(network: NeuronNet, monkeypatch: pytest.M
     assert sorted(seen) == [(r, c) for r in range(0, 212, 2) for c in range(0, 35, 2)]
 
 
-def test_smaller_blocks_where_memory_is_short(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_memory_that_no_machine_has(allocate) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        allocate(2**50)
+    assert is_out_of_memory(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (2)"), False),
+        (UserError("out of memory"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_which_errors_mean_memory(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def cuda_allocation_fails() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def cpu_allocation_fails() -> None:
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize("fails", [cuda_allocation_fails, cpu_allocation_fails])
+def test_smaller_blocks_where_memory_is_short(
+    network: NeuronNet, monkeypatch: pytest.MonkeyPatch, fails
+) -> None:
     image = random_image((30, 21))
     expected = probability_map(network, image, 5, precision="float32")
     compute = sliding_window._SharingNetwork.probabilities
 
     def small_memory(self, padded, rows, columns):
         if len(rows) * len(columns) > 6:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            fails()
         return compute(self, padded, rows, columns)
 
     monkeypatch.setattr(sliding_window._SharingNetwork, "probabilities", small_memory)
@@ -221,12 +266,20 @@ def test_smaller_blocks_where_memory_is_short(network: NeuronNet, monkeypatch: p
     assert np.abs(actual - expected).max() < 1e-6
 
 
-def test_no_memory_at_all(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(self, padded, rows, columns):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize("fails", [cuda_allocation_fails, cpu_allocation_fails])
+def test_no_memory_at_all(network: NeuronNet, monkeypatch: pytest.MonkeyPatch, fails) -> None:
+    monkeypatch.setattr(sliding_window._SharingNetwork, "probabilities", lambda *_: fails())
+    with pytest.warns(UserWarning, match="memory"), pytest.raises(UserError, match="close other programs"):
+        probability_map(network, np.zeros((5, 5)))
 
-    monkeypatch.setattr(sliding_window._SharingNetwork, "probabilities", no_memory)
-    with pytest.warns(UserWarning, match="memory"), pytest.raises(torch.OutOfMemoryError):
+
+def test_other_errors_are_not_taken_for_short_memory(
+    network: NeuronNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sliding_window._SharingNetwork, "probabilities", lambda *_: torch.zeros(2) + torch.zeros(3)
+    )
+    with pytest.raises(RuntimeError, match="size of tensor"):
         probability_map(network, np.zeros((5, 5)))
 
 

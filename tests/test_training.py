@@ -7,28 +7,27 @@ import numpy as np
 import pytest
 import torch
 
-from neurodetect.checkpoint import Checkpoint
+from neurodetect.detection import TrainingSettings, split_folds, train_network
+from neurodetect.device import choose_device, choose_precision
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.projection import Prepared, clip_bright, mean_projection, standardize
+from neurodetect.prepared import Prepared
+from neurodetect.projection import clip_bright, mean_projection, standardize
 from neurodetect.regions import regions_to_mask
+from neurodetect.resume import Checkpoint
 from neurodetect.synthetic import simulate_frames, simulate_regions
 from neurodetect.training import (
     BETAS,
     LEARNING_RATE,
     Step,
-    choose_device,
-    choose_precision,
     learning_rate,
-    load_network,
-    save_network,
-    split_folds,
+    make_optimizer,
     train,
-    train_network,
     train_step,
     window_error,
 )
+from neurodetect.weights import load_network, save_network
 
 CPU = torch.device("cpu")
 SHAPE = (64, 80)
@@ -41,6 +40,11 @@ def simulated(seed: int) -> Prepared:
     return Prepared(f"simulated{seed}", image, regions_to_mask(regions, SHAPE), regions, None)
 
 
+def how(**options) -> TrainingSettings:
+    usual = {"recipe": "standard", "background": "keep", "seed": 0, "device": "cpu", "precision": "float32"}
+    return TrainingSettings(**(usual | options))
+
+
 @pytest.fixture(scope="module")
 def recordings():
     return [simulated(seed) for seed in range(3)]
@@ -49,9 +53,7 @@ def recordings():
 @pytest.fixture(scope="module")
 def trained(recordings):
     """A network after a few iterations on two recordings, and its history on the third."""
-    return train_network(
-        recordings[:2], 40, 16, seed=0, device=CPU, precision="float32", held_out=recordings[2:]
-    )
+    return train_network(recordings[:2], how(iterations=40, batch_size=16), held_out=recordings[2:])
 
 
 def test_training_lowers_the_error_on_a_recording_it_has_not_seen(network, recordings, trained):
@@ -131,9 +133,9 @@ def test_the_last_steps_are_small(network, recordings, monkeypatch):
         "neurodetect.training.train_step",
         lambda net, optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]) or torch.zeros(()),
     )
-    for recipe, last in (("2016", 2e-4), ("now", 2e-4 / 3)):
+    for recipe, last in (("2016", 2e-4), ("standard", 2e-4 / 3)):
         rates.clear()
-        train_network(recordings[:1], 10, 4, seed=0, device=CPU, precision="float32", recipe=recipe)
+        train_network(recordings[:1], how(iterations=10, batch_size=4, recipe=recipe))
         assert rates[:7] == [2e-4] * 7 and rates[-1] == pytest.approx(last)
 
 
@@ -207,6 +209,59 @@ def test_a_batch_that_does_not_fit_in_memory_is_handled_in_parts(network, record
         steps[1](windows[:1], targets[:1])
 
 
+@pytest.mark.parametrize("fails_at", [1, 2, 4, 5])
+def test_memory_that_is_short_in_adams_first_step(recordings, monkeypatch, fails_at):
+    """Whichever of the two means of a weight's gradients cannot be had, the step is that of enough memory."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    windows, targets = sampler.sample(10)
+    nets = [NeuronNet(torch.Generator().manual_seed(0)) for _ in range(2)]
+    steps = [Step(net, make_optimizer(net, CPU), "float32") for net in nets]
+    losses = [steps[0](windows, targets)]
+    zeros_like, calls = torch.zeros_like, []
+
+    def short(*arguments, **options):
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError
+        return zeros_like(*arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros_like", short)
+    with pytest.warns(UserWarning, match="short of memory"):
+        losses.append(steps[1](windows, targets))
+    assert len(calls) > fails_at and steps[1].parts == 2
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+    for whole, parts in zip(*(net.parameters() for net in nets), strict=True):
+        assert ((whole - parts).abs() > 1e-6).float().mean() < 1e-3
+
+
+def test_memory_that_is_short_for_the_held_out_windows(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    net = NeuronNet(torch.Generator().manual_seed(0))
+    windows, targets = sampler.sample(200)
+    expected = window_error(net, windows, targets, "float32")
+    features = NeuronNet.features
+
+    def small_memory(self, some):
+        if len(some) > 50:
+            torch.empty(2**50)  # on a CPU this is no OutOfMemoryError
+        return features(self, some)
+
+    monkeypatch.setattr(NeuronNet, "features", small_memory)
+    step = Step(net, make_optimizer(net, CPU), "float32")
+    with pytest.warns(UserWarning, match="short of memory"):
+        assert step.window_error(windows, targets) == pytest.approx(expected, abs=1e-4)
+    assert step.parts == 4
+
+
+def test_no_gradients_are_kept_when_the_training_is_over(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    net = NeuronNet()
+    train(net, PatchSampler([standardize(recordings[0].image)], [recordings[0].mask]), 1, 4)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(network, recordings):
     broken = copy.deepcopy(network)
     with torch.no_grad():
@@ -275,6 +330,47 @@ def small_networks_weights():
 def test_other_files_of_pytorch_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt"):
+        load_network(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(50).to_sparse(),
+        torch.zeros(50, dtype=torch.complex64),
+        torch.zeros(50, dtype=torch.int64),
+        [0.0] * 50,
+    ],
+    ids=["sparse", "complex", "whole numbers", "list"],
+)
+def test_weights_of_another_kind_are_refused(tmp_path, monkeypatch, weight):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    weights = {**NeuronNet().state_dict(), "conv1.bias": weight}
+    torch.save({"format": "neurodetect weights 1", "weights": weights, "settings": {}}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: holds weights that are no plain float32"):
+        load_network(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [1],
+        {"loss": torch.zeros(3)},
+        {"loss": float("nan")},
+        {"seed": 1 + 2j},
+        {"neuron_area": 3},
+        {"recordings": "all"},
+        {"background": 4},
+        {"recipe": ["2016"]},
+        {(1, 2): 3},
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind_are_refused(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    content = {"format": "neurodetect weights 1", "weights": NeuronNet().state_dict(), "settings": settings}
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: holds settings that no training has"):
         load_network(tmp_path / "other.pt")
 
 

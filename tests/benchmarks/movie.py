@@ -21,11 +21,11 @@ import numpy as np
 import tifffile
 from matplotlib.figure import Figure
 
-from neurodetect.figures import draw_image, draw_outlines, make_panels
-from neurodetect.movie import MOVIE_PIXELS, Movie
 from neurodetect.recording import open_recording
 from neurodetect.regions import write_regions
 from neurodetect.synthetic import simulate_regions, write_recording
+from neurodetect.view.figures import draw_image, draw_outlines, make_panels
+from neurodetect.view.movie import MOVIE_PIXELS, Movie
 
 NEURONS = 300
 FRAMES = 10
@@ -33,7 +33,7 @@ FRAMES = 10
 # What play_animation.py does until there is a picture.
 FIRST_PICTURE = """
 import sys
-from neurodetect.movie import Movie
+from neurodetect.view.movie import Movie
 from neurodetect.recording import open_recording
 recording = open_recording(sys.argv[1])
 movie = Movie(recording, recording.regions)

@@ -19,10 +19,13 @@ import numpy as np
 
 from neurodetect.patches import PatchSampler
 from neurodetect.progress import progress_bar
-from neurodetect.projection import Prepared, clip_bright, mean_projection, read_labelled, standardize
+from neurodetect.prepared import Prepared, read_labelled
+from neurodetect.projection import clip_bright, mean_projection, standardize
 from neurodetect.regions import regions_to_mask
 from neurodetect.synthetic import simulate_frames, simulate_regions
-from neurodetect.training import choose_device, train_network, window_error
+from neurodetect.device import choose_device
+from neurodetect.detection import TrainingSettings, train_network
+from neurodetect.training import window_error
 
 SHAPE = (256, 256)
 HELD_OUT_WINDOWS = 1000
@@ -38,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     device = choose_device(args.device)
     if args.train_folder:
-        recordings, _ = read_labelled(args.train_folder)
+        recordings = read_labelled(args.train_folder)
     else:
         recordings = [simulated(seed) for seed in range(4)]
     held_out = recordings[1::2]
@@ -50,9 +53,10 @@ def main() -> None:
     errors: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     runs = [(seed, precision) for seed in range(args.seeds) for precision in errors]
     for seed, precision in progress_bar(runs, description="training", unit="network"):
-        network, _ = train_network(
-            recordings[::2], args.iterations, args.batch_size, seed=seed, device=device, precision=precision
+        settings = TrainingSettings(
+            args.iterations, args.batch_size, "standard", "keep", seed, device.type, precision
         )
+        network, _ = train_network(recordings[::2], settings)
         batches = zip(windows.split(100), targets.split(100), strict=True)
         errors[precision].append(float(np.mean([window_error(network, *b, "float32") for b in batches])))
 

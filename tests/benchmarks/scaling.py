@@ -131,8 +131,9 @@ def preprocessing(folder: Path, frames: int, side: int) -> Iterator:
 def training(_: Path, images: int, side: int) -> Iterator:
     import torch
 
+    from neurodetect.device import choose_precision
     from neurodetect.patches import PatchSampler
-    from neurodetect.training import BETAS, LEARNING_RATE, choose_precision, train_step
+    from neurodetect.training import BETAS, LEARNING_RATE, train_step
 
     yield
     network = random_network()

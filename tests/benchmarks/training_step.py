@@ -20,7 +20,8 @@ import torch
 
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.training import BETAS, LEARNING_RATE, choose_device, choose_precision, Step
+from neurodetect.training import BETAS, LEARNING_RATE, Step
+from neurodetect.device import choose_device, choose_precision
 
 BATCH_SIZE = 100
 SHAPE = (512, 512)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from neurodetect.checkpoint import Checkpoint, UnfinishedRun, compare, signals_held
 from neurodetect.files import UserError
+from neurodetect.resume import Checkpoint, UnfinishedRun, differences, signals_held
 
 
 @pytest.fixture
@@ -24,20 +24,20 @@ def begin(folder, resume=False, keep=False, **identity):
 def test_what_is_done_is_not_done_again_and_all_goes_at_the_end(folder):
     calls = []
 
-    def compute(value, *, factor):
+    def compute(value):
         calls.append(value)
-        return np.full((2, 3), value * factor)
+        return np.full((2, 3), value)
 
     with pytest.raises(KeyboardInterrupt) as stopped, begin(folder, seed=1) as run:
         assert not run.resumed and run.noted("fold 1") is None
-        run.once("a", compute, 7, factor=2)
+        run.once("a", lambda: compute(7))
         run.note("fold 1", [{"loss": 0.5}])
         raise KeyboardInterrupt
     assert "--resume" in str(stopped.value) and str(folder) in str(stopped.value)
     with begin(folder, resume=True, seed=1) as run:
         assert run.resumed and run.noted("fold 1") == [{"loss": 0.5}]
-        assert np.array_equal(run.once("a", compute, 7, factor=2), np.full((2, 3), 14))
-        run.once("b", compute, 8, factor=2)
+        assert np.array_equal(run.once("a", lambda: compute(7)), np.full((2, 3), 7))
+        run.once("b", lambda: compute(8))
     assert calls == [7, 8]
     assert not folder.exists()
 
@@ -52,7 +52,7 @@ def test_stopped_before_anything_was_done_nothing_is_left(folder):
 
 def test_unfinished_work_is_neither_lost_nor_mixed(folder):
     with begin(folder, keep=True, seed=1, file="0" * 64, gone=3) as run:
-        run.once("a", np.zeros, 3)
+        run.once("a", lambda: np.zeros(3))
     with pytest.raises(UserError, match="--resume"):
         begin(folder, seed=1)
     with pytest.raises(
@@ -64,19 +64,70 @@ def test_unfinished_work_is_neither_lost_nor_mixed(folder):
         begin(folder, resume=True, seed=1)
 
 
+@pytest.mark.parametrize("name", ["thesis.docx", "0123456789abcdef.npy.bak", "training.pt"])
+def test_what_others_put_there_is_neither_removed_nor_replaced(folder, name):
+    folder.mkdir()
+    (folder / name).write_text("years of work")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"{folder}: .*choose another --output"):
+            begin(folder, resume=resume, seed=1)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "marathon"}', "[]", '{"format": 1, "identity": 2, "notes": 3}']
+)
+def test_a_file_of_another_program_is_not_replaced(folder, content):
+    folder.mkdir()
+    (folder / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json: is damaged or not of this program"):
+        begin(folder, seed=1)
+    assert (folder / "run.json").read_text() == content
+
+
+def test_what_is_put_there_during_the_run_stays(folder):
+    with begin(folder, seed=1) as run:
+        run.once("a", lambda: np.zeros(3))
+        (folder / "notes.txt").write_text("remember")
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_killed_while_its_folder_is_removed_a_run_leaves_nothing_to_go_on_with(folder, monkeypatch):
+    with begin(folder, keep=True, seed=1) as run:
+        run.once("a", lambda: np.zeros(3))
+        run.once("b", lambda: np.ones(3))
+    unlink = type(folder).unlink
+    removed = []
+
+    def die(path, **options):
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(unlink(path, **options))
+
+    monkeypatch.setattr(type(folder), "unlink", die)
+    with pytest.raises(KeyboardInterrupt), begin(folder, resume=True, seed=1):
+        pass
+    monkeypatch.undo()
+    assert (folder / "run.json").exists() and list(folder.glob("*.npy"))
+    with begin(folder, seed=2) as run:
+        assert not run.resumed
+    assert not folder.exists()
+
+
 def test_a_damaged_array_says_which_folder_to_remove(folder):
     with begin(folder, keep=True) as run:
-        run.once("a", np.zeros, 3)
+        run.once("a", lambda: np.zeros(3))
     (array,) = folder.glob("*.npy")
     array.write_bytes(array.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{array.name}: is cut short.*; remove {folder} to start anew"):
-        begin(folder, resume=True).once("a", np.zeros, 3)
+        begin(folder, resume=True).once("a", lambda: np.zeros(3))
 
 
 @pytest.mark.parametrize("name", ["a/../../b", "x" * 300, "new\nline", "ü", "\udcff", "."])
 def test_no_name_leads_out_of_the_folder(folder, name):
     with begin(folder, keep=True) as run:
-        run.once(name, np.ones, 2)
+        run.once(name, lambda: np.ones(2))
         assert len(list(folder.iterdir())) == 2
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -123,7 +174,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     [({"a": 1}, {"a": 1}, []), ({"a": 1}, {"a": 2}, ["a was 1 and is now 2"]), ({}, {"a": 1}, ["a is new"])],
 )
 def test_differences_in_words(before, now, phrases):
-    assert compare(before, now) == phrases
+    assert differences(before, now) == phrases
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

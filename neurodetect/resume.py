@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import re
 import signal
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from neurodetect.files import UserError, read_array, read_json, reason, write_array, write_json, write_whole
+from neurodetect.files import UserError, read_array, read_json, write_array, write_json
+from neurodetect.weights import load_safely, save_whole
 
+RUN_FILE = "run.json"
+RUN_FORMAT = "neurodetect unfinished run 1"
+CHECKPOINT_FILE = "training.pt"
+OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
 CHECKPOINT_BYTES = 3 * 81_073_300 * 4  #: the weights and Adam's two means of them, float32
 
@@ -50,7 +53,7 @@ class UnfinishedRun:
     ------
     UserError
         The folder holds unfinished work and `resume` was not asked for; or it was, and that work was
-        begun with other settings or data.
+        begun with other settings or data; or the folder holds what no such run has written.
     """
 
     def __init__(
@@ -63,10 +66,13 @@ class UnfinishedRun:
         keep: bool = False,
     ) -> None:
         self.folder, self.seconds, self.keep = Path(folder), seconds, keep
-        self._file = self.folder / "run.json"
+        self._file = self.folder / RUN_FILE
+        self._state = self._read()
+        if self._state["identity"] is None:
+            self._remove()
         self.resumed = self._holds_work()
         if not self.resumed:
-            self._state = {"identity": identity, "notes": {}}
+            self._state = {"format": RUN_FORMAT, "identity": identity, "notes": {}}
             write_json(self._file, self._state)
             return
         if not resume:
@@ -74,13 +80,10 @@ class UnfinishedRun:
                 f"{self.folder}: holds a run that was stopped; add --resume to go on with it, "
                 "or remove that folder to start anew"
             )
-        self._state = read_json(self._file)
-        if not isinstance(self._state, dict) or self._state.keys() != {"identity", "notes"}:
-            raise UserError(f"{self._file}: is damaged; remove {self.folder} to start anew")
-        differences = compare(self._state["identity"], identity)
-        if differences:
+        changes = differences(self._state["identity"], identity)
+        if changes:
             raise UserError(
-                f"{self.folder}: cannot be resumed, since {'; '.join(differences)}; "
+                f"{self.folder}: cannot be resumed, since {'; '.join(changes)}; "
                 "run it as it was begun, or remove that folder to start anew"
             )
 
@@ -89,14 +92,51 @@ class UnfinishedRun:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         if not self._holds_work() or (kind is None and not self.keep):
-            shutil.rmtree(self.folder)
+            self._remove()
         elif isinstance(error, KeyboardInterrupt):
             error.args = (f"add --resume to the same command to go on; until then keep {self.folder}",)
 
+    def _own_files(self) -> list[Path]:
+        """The files in the folder that such a run writes, in whole or in part."""
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [path for path in files if OWN_FILE.fullmatch(path.name) and path.is_file()]
+
     def _holds_work(self) -> bool:
-        return self._file.exists() and any(
-            path != self._file and ".partial" not in path.suffixes for path in self.folder.iterdir()
-        )
+        return any(path != self._file and path.name[0] != "." for path in self._own_files())
+
+    def _read(self) -> dict[str, Any]:
+        """What is known of the run in the folder; nobody's files are taken for it, or replaced by it."""
+        state = {"format": RUN_FORMAT, "identity": None, "notes": {}}
+        if not self.folder.is_dir():
+            return state
+        own = self._own_files()
+        foreign = [path.name for path in self.folder.iterdir() if path not in own and path.name[0] != "."]
+        if foreign:
+            raise UserError(
+                f"{self.folder}: holds files that are not of an unfinished run ({min(foreign)}); "
+                "move them away, or choose another --output"
+            )
+        if not self._file.exists():
+            if self._holds_work():
+                raise UserError(f"{self.folder}: has no {RUN_FILE}; move it away, or choose another --output")
+            return state
+        there = read_json(self._file)
+        if not isinstance(there, dict) or there.keys() != state.keys() or there["format"] != RUN_FORMAT:
+            raise UserError(
+                f"{self._file}: is damaged or not of this program; remove {self.folder} to start anew, "
+                "or choose another --output"
+            )
+        return there
+
+    def _remove(self) -> None:
+        """Remove what the run wrote, and the folder unless there is something else in it."""
+        if self._holds_work():
+            # Stopped in the middle of this, what is left must not pass for work to go on with.
+            write_json(self._file, {**self._state, "identity": None})
+        for path in sorted(self._own_files(), key=self._file.__eq__):  # that file last
+            path.unlink()
+        if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def noted(self, key: str) -> Any:
         """What `note` kept under this key, None if nothing."""
@@ -107,21 +147,19 @@ class UnfinishedRun:
         self._state["notes"][key] = value
         write_json(self._file, self._state)
 
-    def once(
-        self, name: str, compute: Callable[..., np.ndarray], *arguments: Any, **options: Any
-    ) -> np.ndarray:
+    def once(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of this name: what `compute` gives, or gave before the run was stopped."""
         # A name is a stranger's, and may be as long as the name of a file can be.
         path = self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npy"
         if path.exists():
             return read_array(path, advice=f"remove {self.folder} to start anew")
-        array = compute(*arguments, **options)
+        array = compute()
         write_array(path, array)
         return array
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The checkpoint of the training of this name; a run keeps that of one training at a time."""
-        return Checkpoint(self.folder / "training.pt", name, self.seconds)
+        return Checkpoint(self.folder / CHECKPOINT_FILE, name, self.seconds)
 
 
 class Checkpoint:
@@ -144,7 +182,7 @@ class Checkpoint:
         save_whole(self.path, {"format": CHECKPOINT_FORMAT, "name": self.name, "state": state})
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` wrote, tensors mapped from the file; None if there is nothing of this training.
+        """What `save` wrote, tensors on the CPU; None if there is nothing of this training.
 
         Raises
         ------
@@ -154,13 +192,13 @@ class Checkpoint:
         if not self.path.exists():
             return None
         advice = f"remove {self.path.parent} to start anew"
-        content = load_safely(self.path, "a checkpoint", advice, mapped=True)
+        content = load_safely(self.path, "a checkpoint", advice)
         if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
             raise UserError(f"{self.path}: is not a checkpoint of this program; {advice}")
         return content["state"] if content["name"] == self.name else None
 
 
-def compare(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In words, what differs between two flat dicts: one phrase for each key."""
     missing = object()
     phrases = []
@@ -174,53 +212,6 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             digest = isinstance(old, str) and len(old) == len(hashlib.sha256().hexdigest())
             phrases.append(f"{key} has changed" if digest else f"{key} was {old} and is now {new}")
     return phrases
-
-
-# PyTorch's files
-
-
-def save_whole(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a file of PyTorch's, whole or not at all; the same content gives the same bytes."""
-    # Given a path, PyTorch would put the temporary file's name into the file.
-    with write_whole(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # What PyTorch says of a full disk is its own trouble with the file that it could not end.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-
-
-def load_safely(path: str | Path, kind: str, advice: str, mapped: bool = False) -> Any:
-    """Read a file of PyTorch's: tensors, on the CPU, and plain values; code in it is not run.
-
-    Parameters
-    ----------
-    path : str or Path
-    kind, advice : str
-        What the file should be, and what the user is told to do if it is not.
-    mapped : bool
-        Leave tensors in the file until they are used.
-
-    Raises
-    ------
-    UserError
-        The file is missing, truncated, no file of PyTorch's, or would run code.
-    """
-    try:
-        # Only PyTorch's zip format: its older ones begin to unpickle before anything can be checked.
-        if not zipfile.is_zipfile(path):
-            Path(path).open("rb").close()
-            raise UserError(f"{path}: is not {kind}, or is cut short; {advice}")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        # PyTorch meets damage in many ways: RuntimeError, UnpicklingError, UnicodeDecodeError, KeyError, ...
-        raise UserError(f"{path}: is damaged or is not {kind}; {advice}") from error
 
 
 # Being stopped

@@ -18,19 +18,19 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import Event, KeyEvent, MouseButton, MouseEvent
 from PIL import GifImagePlugin, Image
 
-from neurodetect.figures import (
+from neurodetect.files import UserError, write_whole
+from neurodetect.progress import progress_bar
+from neurodetect.recording import Recording
+from neurodetect.view.figures import (
     OUTLINE,
-    count_neurons,
     draw_image,
     draw_outlines,
     grey_limits,
     make_panels,
+    neurons_in_words,
     open_window,
     require_display,
 )
-from neurodetect.files import UserError, write_whole
-from neurodetect.progress import progress_bar
-from neurodetect.recording import Recording
 
 MOVIE_PIXELS = (600, 800)  #: longer side of a panel, about and at most: it has to fit a screen
 SAMPLE_FRAMES = 30  #: frames that say how bright the whole movie is
@@ -124,7 +124,7 @@ class Movie:
         self._over = [self._counter]  # what is drawn anew over the images
         if regions is not None:
             self._over.append(draw_outlines(self._panels[1], regions, colors=OUTLINE))
-            self._panels[1].set_title(count_neurons(len(regions), labels))
+            self._panels[1].set_title(neurons_in_words(len(regions), labels))
         for artist in (*self._images, *self._over):
             artist.set_animated(True)  # not part of the background
         self._handle = None  # of the slider, in a window

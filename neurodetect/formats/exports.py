@@ -106,7 +106,7 @@ def imagej_roi(region: np.ndarray, name: str) -> ImagejRoi:
     import numpy as np
     from roifile import ROI_TYPE, ImagejRoi
 
-    from neurodetect.figures import outlines
+    from neurodetect.regions import outlines
 
     # Without the last corner, which is the first.
     rings = [np.rint(ring[:-1, ::-1] + 0.5).astype(np.int32) for ring in outlines([region])]
@@ -230,14 +230,14 @@ def suite2p_stat(region: np.ndarray, typical_area: float) -> dict[str, Any]:
     """What suite2p's `stat.npy` says of one neuron.
 
     `radius` is the longer semiaxis, in pixels, of the ellipse with the neuron's second moments,
-    `aspect_ratio` is 2 long / (long + short), and `compact` the mean distance from the middle over that
+    `aspect_ratio` is 2 long / (long + short), and `compact` the mean distance from the centre over that
     in a disk of the same area, 1 for a disk. Every pixel has the same weight.
     """
     import numpy as np
 
     rows, columns = region.T.astype(np.int32)
-    middle = np.median(region, axis=0)
-    distances = np.hypot(*(region - middle).T)
+    centre = np.median(region, axis=0)
+    distances = np.hypot(*(region - centre).T)
     med = region[distances.argmin()].tolist()
     # A pixel is not a point but a square, whose own variance is 1/12.
     variances = np.linalg.eigvalsh(np.cov(region.T, bias=True) + np.eye(2) / 12)

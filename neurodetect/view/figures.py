@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,11 @@ from matplotlib.ticker import PercentFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from neurodetect.files import UserError, write_whole
+from neurodetect.regions import outlines
+
+if TYPE_CHECKING:
+    from neurodetect.detection import Found
+    from neurodetect.prepared import Prepared
 
 PANEL_INCHES = 5.5  #: longer side of a panel; text is sized for a panel as large as this
 NARROWEST_INCHES = 2.8  #: room for the text of a panel, however narrow its image
@@ -79,8 +85,33 @@ def draw_regions(
     axes[0].set_title("mean image")
     if regions is not None:
         draw_outlines(axes[1], regions, colors=OUTLINE)
-        axes[1].set_title(count_neurons(len(regions), labels))
+        axes[1].set_title(neurons_in_words(len(regions), labels))
     return figure
+
+
+def draw_found(
+    recording: Prepared, found: Found, pairs: Sequence[tuple[int, int]] = (), note: str = ""
+) -> Figure:
+    """What was found in a recording: with labels as `draw_matches` shows it, else as `draw_regions` does.
+
+    Parameters
+    ----------
+    recording : Prepared
+    found : Found
+    pairs : sequence of (int, int)
+        What `detection.assess` returned.
+    note : str
+        What the reader has to know of this recording, e.g. that it was trained on.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    name, image, _, truth, scale = recording
+    title = f"{name}, {note}" if note else name
+    if truth is None:
+        return draw_regions(image, found.regions, title=title, labels="found", pixels_per_micron=scale)
+    return draw_matches(image, truth, found.regions, pairs, title=title, pixels_per_micron=scale)
 
 
 def draw_matches(
@@ -408,63 +439,6 @@ def draw_outlines(panel: Axes, regions: Sequence[np.ndarray], **style) -> LineCo
     return lines
 
 
-def outlines(regions: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Outlines of neurons along the edges of their pixels.
-
-    Parameters
-    ----------
-    regions : sequence of (n, 2) int arrays
-        `[row, column]` pixels of each neuron. Pixel `[r, c]` is the square r - 0.5 … r + 0.5,
-        c - 0.5 … c + 0.5.
-
-    Returns
-    -------
-    list of (k, 2) float arrays
-        Closed polygons, the last corner being the first, as `[row, column]`; neuron by neuron, with one
-        polygon for each piece of a neuron and one for each of its holes (those that meet at a corner may
-        share one). Where two neurons touch, each has its own.
-    """
-    rings = []
-    for region in regions:
-        region = np.asarray(region)
-        if len(region):
-            rings += trace(region - region.min(axis=0), region.min(axis=0) - 0.5)
-    return rings
-
-
-def trace(pixels: np.ndarray, origin: np.ndarray) -> Iterator[np.ndarray]:
-    """Outlines of one neuron whose pixels begin at row 0 and column 0. See `outlines`."""
-    mask = np.zeros(pixels.max(axis=0) + 3, bool)
-    mask[pixels[:, 0] + 1, pixels[:, 1] + 1] = True
-    # Pixel edges with the neuron on one side only, as steps from corner to corner clockwise round it:
-    # neighbour on the outer side, first corner and last corner of the edge, from the pixel's upper left.
-    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for neighbour, first, last in (
-        ((-1, 0), (0, 0), (0, 1)),
-        ((0, 1), (0, 1), (1, 1)),
-        ((1, 0), (1, 1), (1, 0)),
-        ((0, -1), (1, 0), (0, 0)),
-    ):
-        outside = ~np.roll(mask, (-neighbour[0], -neighbour[1]), axis=(0, 1))
-        edges = np.argwhere(mask & outside) - 1
-        for start, end in zip((edges + first).tolist(), (edges + last).tolist(), strict=True):
-            steps.setdefault(tuple(start), []).append(tuple(end))
-    while steps:
-        corner = next(iter(steps))
-        ring = [corner]
-        while corner in steps:  # as many steps lead to a corner as from it: the way ends where it began
-            ends = steps[corner]
-            after = ends.pop()
-            if not ends:
-                del steps[corner]
-            if len(ring) > 1 and (ring[-2][0] == after[0] or ring[-2][1] == after[1]):
-                ring[-1] = after  # straight on
-            else:
-                ring.append(after)
-            corner = after
-        yield np.array(ring) + origin
-
-
 def draw_scale_bar(panel: Axes, shape: tuple[int, int], pixels_per_micron: float) -> None:
     """A bar of a round length in micrometres, below the lower left corner of a panel."""
     microns = round_length(0.25 * max(shape) / pixels_per_micron)
@@ -493,7 +467,7 @@ def round_length(largest: float) -> float:
     return max(m * power for m in (0.5, 1, 2, 5) if m * power <= largest)
 
 
-def count_neurons(count: int, labels: str) -> str:
+def neurons_in_words(count: int, labels: str) -> str:
     """E.g. "330 labelled neurons"."""
     return f"{count} {labels} neuron{'' if count == 1 else 's'}"
 

@@ -1,0 +1,290 @@
+"""The settings of a run; from labelled recordings to a network, from network and recording to its neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from neurodetect.files import UserError, positive_number
+from neurodetect.network import NeuronNet
+from neurodetect.patches import PatchSampler
+from neurodetect.prepared import Prepared
+from neurodetect.projection import network_input
+from neurodetect.regions import find_regions, mean_probability, regions_to_mask, regions_to_separate_mask
+from neurodetect.resume import Checkpoint
+from neurodetect.scoring import evaluate, match_centers
+from neurodetect.sliding_window import probability_map
+from neurodetect.training import DECAY, train
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained: all that its weights depend on, but the recordings.
+
+    Parameters
+    ----------
+    iterations, batch_size : int
+        How many batches of how many windows.
+    recipe : {"standard", "2016"}
+        "2016" draws windows with flips only and keeps the learning rate. "standard" draws them in eight
+        orientations, from masks in which touching neurons are apart, and lets the learning rate go down
+        to zero.
+    background : {"keep", "subtract"}
+        See `projection.network_input`.
+    seed : int
+        Of the initial weights and of the windows drawn.
+    device : {"cpu", "cuda"}
+    precision : {"float32", "bfloat16"}
+    """
+
+    iterations: int
+    batch_size: int
+    recipe: str
+    background: str
+    seed: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """How neurons are found: all that they depend on, but the network and the recording.
+
+    Parameters
+    ----------
+    stride : int
+        Pixels between two windows of the probability map.
+    regions : {"watershed", "connected"}
+        See `regions.find_regions`.
+    threshold : float
+        Pixels of higher probability are neuron.
+    smallest_area : float, optional
+        Regions of fewer pixels are dropped; None leaves it to the labelled neurons' typical area.
+    background : {"keep", "subtract"}
+        As the network was trained.
+    device : {"cpu", "cuda"}
+    precision : {"float32", "bfloat16"}
+    """
+
+    stride: int
+    regions: str
+    threshold: float
+    smallest_area: float | None
+    background: str
+    device: str
+    precision: str
+
+
+class Found(NamedTuple):
+    """What a network found in a recording.
+
+    `regions` are (n, 2) int arrays of `[row, column]` pixels; `probability` is the map (H, W) they come
+    from, and `confidence` its mean over the pixels of each of them.
+    """
+
+    regions: list[np.ndarray]
+    probability: np.ndarray
+    confidence: np.ndarray
+
+
+# Training
+
+
+def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
+    """Deal recordings into folds at random: the held-out recordings of each fold.
+
+    Parameters
+    ----------
+    count : int
+        Number of recordings.
+    folds : int
+        Number of folds; with fewer recordings each is a fold of its own.
+    seed : int
+
+    Returns
+    -------
+    list of list of int
+        Every recording is in one fold; sizes differ by one at most.
+
+    Raises
+    ------
+    UserError
+        There are fewer than two recordings.
+    """
+    if count < 2:
+        raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
+    from sklearn.model_selection import KFold  # takes a second that only cross-validation should pay
+
+    splitter = KFold(min(folds, count), shuffle=True, random_state=seed)
+    return [held_out.tolist() for _, held_out in splitter.split(range(count))]
+
+
+def train_network(
+    recordings: Sequence[Prepared],
+    settings: TrainingSettings,
+    *,
+    held_out: Sequence[Prepared] = (),
+    checkpoint: Checkpoint | None = None,
+    description: str | None = None,
+) -> tuple[NeuronNet, list[dict[str, float]]]:
+    """A new network, trained on labelled recordings.
+
+    Parameters
+    ----------
+    recordings, held_out : sequence of Prepared
+        Labelled recordings to train on, and others to look at in between.
+    settings : TrainingSettings
+    checkpoint, description
+        See `training.train`.
+
+    Returns
+    -------
+    NeuronNet, list of dict
+        The network on the device, and the history that `training.train` returns.
+
+    Raises
+    ------
+    UserError
+        There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
+    """
+    standard = settings.recipe == "standard"
+    paint = regions_to_separate_mask if standard else regions_to_mask
+    device = torch.device(settings.device)
+
+    def images(of: Sequence[Prepared]) -> list[np.ndarray]:
+        return [network_input(r.image, settings.background) for r in of]
+
+    masks = [paint(r.regions, r.image.shape) for r in recordings]
+    windows = PatchSampler(images(recordings), masks, device, settings.seed, transpose=standard)
+    check = None
+    # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
+    if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
+        check = PatchSampler(images(held_out), [r.mask for r in held_out], device, settings.seed + 1)
+    network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
+    history = train(
+        network,
+        windows,
+        settings.iterations,
+        settings.batch_size,
+        precision=settings.precision,
+        decay=DECAY if standard else 0.0,
+        held_out=check,
+        checkpoint=checkpoint,
+        description=description,
+    )
+    return network, history
+
+
+# Finding
+
+
+def detect(
+    network: NeuronNet | None,
+    recording: Prepared,
+    settings: DetectionSettings,
+    typical: dict[str, float | None],
+    *,
+    once: Callable[[str, Callable[[], np.ndarray]], np.ndarray] | None = None,
+    description: str | None = None,
+) -> Found:
+    """The neurons that a network finds in a recording.
+
+    Parameters
+    ----------
+    network : NeuronNet, optional
+        Trained, on its device; needed unless `once` has the recording's map.
+    recording : Prepared
+    settings : DetectionSettings
+    typical : dict
+        Area of the neurons that the network was trained on, see `neuron_area`.
+    once : callable, optional
+        Given the recording's name and what computes its map, returns the map: `UnfinishedRun.once`.
+    description : str, optional
+        Label of a progress bar; without it none is drawn.
+
+    Returns
+    -------
+    Found
+    """
+
+    def compute() -> np.ndarray:
+        return probability_map(
+            network,
+            network_input(recording.image, settings.background),
+            settings.stride,
+            precision=settings.precision,
+            description=description,
+        )
+
+    probability = compute() if once is None else once(recording.name, compute)
+    regions = find_in_map(recording, probability, settings, typical)
+    return Found(regions, probability, mean_probability(probability, regions))
+
+
+def find_in_map(
+    recording: Prepared,
+    probability: np.ndarray,
+    settings: DetectionSettings,
+    typical: dict[str, float | None],
+    threshold: float | None = None,
+) -> list[np.ndarray]:
+    """The neurons of a recording's probability map, at the settings' threshold unless another is given."""
+    return find_regions(
+        probability,
+        settings.regions,
+        smallest_area=settings.smallest_area,
+        threshold=settings.threshold if threshold is None else threshold,
+        typical_area=expected_area(typical, recording.pixels_per_micron),
+    )
+
+
+def neuron_area(recordings: Sequence[Prepared]) -> dict[str, float | None]:
+    """Median area of the labelled neurons of recordings, for `expected_area`.
+
+    Returns
+    -------
+    dict
+        "pixels", and "square_microns" where every recording's scale is known, else None; both None where
+        no neuron is labelled.
+    """
+    labelled = [(len(region), r.pixels_per_micron) for r in recordings for region in r.regions]
+    if not labelled:
+        return {"pixels": None, "square_microns": None}
+    areas = [area for area, _ in labelled]
+    known = all(pixels_per_micron for _, pixels_per_micron in labelled)
+    return {
+        "pixels": float(np.median(areas)),
+        "square_microns": float(np.median([a / ppm**2 for a, ppm in labelled])) if known else None,
+    }
+
+
+def expected_area(area: dict[str, float | None], pixels_per_micron: float | None) -> float | None:
+    """Pixels of a typical neuron in a recording, by what `neuron_area` gave for others.
+
+    The neurons are taken to have the same size in µm where both scales are known, else in pixels.
+    """
+    microns = positive_number(area.get("square_microns"))
+    if microns is not None and pixels_per_micron is not None:
+        return microns * pixels_per_micron**2
+    return positive_number(area.get("pixels"))
+
+
+def assess(recording: Prepared, found: Found) -> tuple[dict[str, float] | None, list[tuple[int, int]]]:
+    """How good what was found in a recording is, against its labels.
+
+    Returns
+    -------
+    row : dict or None
+        What `scoring.evaluate` returned; None where the recording has no labels.
+    pairs : list of (int, int)
+        What `scoring.match_centers` returned; empty without labels.
+    """
+    if recording.regions is None:
+        return None, []
+    truth, scale = recording.regions, recording.pixels_per_micron
+    row = evaluate(found.probability, found.regions, recording.mask, truth, scale)
+    return row, match_centers(truth, found.regions, row["threshold"])

@@ -1,0 +1,224 @@
+"""What `preprocessing.py` wrote of recordings: a mean image each, and the labelled neurons."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from neurodetect.files import (
+    UserError,
+    array_bytes,
+    digest,
+    json_bytes,
+    natural_key,
+    read_array,
+    reason,
+    write_together,
+)
+from neurodetect.recording import pixels_per_micron_of, read_info
+from neurodetect.regions import read_regions, regions_as_json, regions_to_mask
+
+LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
+
+
+class Prepared(NamedTuple):
+    """What `preprocessing.py` wrote of one recording.
+
+    `mask` and `regions` are None for a recording without labels, `pixels_per_micron` where unknown.
+    """
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    regions: list[np.ndarray] | None
+    pixels_per_micron: float | None
+
+
+def write_prepared(
+    folder: str | Path,
+    name: str,
+    image: np.ndarray,
+    regions: Sequence[np.ndarray] | None = None,
+    pixels_per_micron: float | None = None,
+) -> None:
+    """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if it is missing.
+    name : str
+        The recording's name.
+    image : (H, W) array
+        The clipped mean image; stored as float32.
+    regions : sequence of (n, 2) int arrays, optional
+        The labelled neurons.
+    pixels_per_micron : float, optional
+        Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
+
+    Of a labelled recording `info_NAME.json` also has what ties its image and its neurons together.
+
+    Raises
+    ------
+    UserError
+        The image is constant, so that no neuron can be told in it, or has values beyond float32; the name
+        is no name for files; or a file cannot be written.
+    """
+    folder = Path(folder)
+    require_name(name)
+    with np.errstate(over="ignore"):
+        image = np.asarray(image, np.float32)
+    if not np.isfinite(image).all():
+        raise UserError(f"{name}: the mean image has values beyond float32; divide the frames by a constant")
+    if image.min() == image.max():
+        raise UserError(
+            f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
+        )
+    image_file, mask_file, regions_file, info_file = paths(folder, name)
+    info = {} if pixels_per_micron is None else {"pixels-per-micron": pixels_per_micron}
+    if regions is not None or mask_file.exists():
+        info["preparation"] = fingerprint(image, regions or [])
+    # First what ties the other files together, last the image, without which they do not count: a run that
+    # is killed in between leaves nothing that could be taken for one preparation.
+    contents = {info_file: json_bytes(info)} if info else {}
+    if regions is not None:
+        contents[regions_file] = json_bytes(regions_as_json(regions), indent=None)
+        contents[mask_file] = array_bytes(regions_to_mask(regions, image.shape))
+    write_together(contents | {image_file: array_bytes(image)})
+    # Left from an earlier run they would be read as this recording's own.
+    for stale in {mask_file, regions_file, info_file} - contents.keys():
+        stale.unlink(missing_ok=True)
+
+
+def paths(folder: Path, name: str) -> tuple[Path, Path, Path, Path]:
+    """Where the image, the mask, the neurons and the info of a recording are."""
+    endings = (f"X_{name}.npy", f"y_{name}.npy", f"regions_{name}.json", f"info_{name}.json")
+    image, mask, regions, info = (folder / ending for ending in endings)
+    return image, mask, regions, info
+
+
+def fingerprint(image: np.ndarray, regions: Sequence[np.ndarray]) -> str:
+    """SHA-256 of the values of an image and its neurons, in hexadecimal digits."""
+    hasher = hashlib.sha256(np.asarray(image, "<f4").tobytes())
+    for region in regions:
+        hasher.update(np.asarray(region, "<i8").tobytes() + b"end")
+    return hasher.hexdigest()
+
+
+def require_name(name: str) -> None:
+    """Refuse a recording's name that the files made of it could not have.
+
+    Raises
+    ------
+    UserError
+        It is too long, or not text: a file system of the Latin-1 days.
+    """
+    length = len(os.fsencode(name))
+    if length > LONGEST_NAME:
+        raise UserError(f"{name}: is a name of {length} bytes, {LONGEST_NAME} are possible; shorten it")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{ascii(name)}: is a name that is not UTF-8; rename the recording") from error
+
+
+def prepared_names(folder: str | Path) -> list[str]:
+    """Names of the recordings prepared in a folder, in natural order.
+
+    Raises
+    ------
+    UserError
+        There is no such folder, or nothing prepared in it.
+    """
+    try:
+        files = [path.name for path in Path(folder).iterdir()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({reason(error)}); check the path") from error
+    names = [f[len("X_") : -len(".npy")] for f in files if f.startswith("X_") and f.endswith(".npy")]
+    if not names:
+        raise UserError(f"{folder}: holds no X_*.npy; run preprocessing.py RECORDING {folder} first")
+    return sorted(names, key=natural_key)
+
+
+def read_prepared(folder: str | Path, name: str) -> Prepared:
+    """Read what `write_prepared` wrote of one recording.
+
+    Raises
+    ------
+    UserError
+        A file is unreadable, the files do not fit together, or the name is no name for files.
+    """
+    folder = Path(folder)
+    require_name(name)
+    image_file, mask_file, regions_file, info_file = paths(folder, name)
+    again = "run preprocessing.py again"
+    image = read_array(image_file)
+    if image.ndim != 2 or not image.size or image.dtype.kind not in "iuf":
+        raise UserError(f"{image_file}: is no (H, W) image of numbers; {again}")
+    with np.errstate(over="ignore"):
+        image = image.astype(np.float32, order="C")
+    if not np.isfinite(image).all():
+        raise UserError(f"{image_file}: has pixels that are NaN, infinite or beyond float32; {again}")
+    if image.min() == image.max():
+        raise UserError(f"{image_file}: is constant, there is nothing to see in it; remove it")
+    mask = regions = None
+    if mask_file.exists():
+        mask = read_array(mask_file)
+        if mask.shape != image.shape:
+            raise UserError(f"{mask_file}: is {mask.shape}, but {image_file.name} is {image.shape}; {again}")
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError(f"{mask_file}: has values other than 0 and 1; {again}")
+        if not regions_file.exists():
+            raise UserError(f"{regions_file}: is missing beside {mask_file.name}; {again}")
+        regions = read_regions(regions_file, image.shape)
+        # A killed run leaves them so: the network would learn from the one and be scored with the other.
+        if not np.array_equal(mask, regions_to_mask(regions, image.shape)):
+            raise UserError(f"{mask_file}: does not show the neurons of {regions_file.name}; {again}")
+        mask = mask.astype(np.uint8, order="C")
+        tie = read_info(info_file).get("preparation", "")
+        if tie and tie != fingerprint(image, regions):
+            raise UserError(
+                f"{image_file}: is not the image to which {regions_file.name} belongs, as when a preparation "
+                f"was stopped; {again}, or remove {info_file.name} if you changed one of them on purpose"
+            )
+    return Prepared(name, image, mask, regions, pixels_per_micron_of(info_file))
+
+
+def read_folder(folder: str | Path) -> list[Prepared]:
+    """Every recording prepared in a folder, in natural order of their names. Raises as its parts do."""
+    return [read_prepared(folder, name) for name in prepared_names(folder)]
+
+
+def read_labelled(folder: str | Path) -> list[Prepared]:
+    """The labelled recordings of a folder; there is a warning for each that has no labels.
+
+    Raises
+    ------
+    UserError
+        None is labelled, or a file is unreadable.
+    """
+    recordings = read_folder(folder)
+    labelled = [recording for recording in recordings if recording.mask is not None]
+    if not labelled:
+        raise UserError(
+            f"{folder}: none of its {len(recordings)} recordings has labels (y_*.npy), which training "
+            "and cross-validation need; is this the test folder?"
+        )
+    for recording in recordings:
+        if recording.mask is None:
+            warnings.warn(
+                f"{recording.name} has no labels (no y_{recording.name}.npy) and is left out", stacklevel=2
+            )
+    return labelled
+
+
+def digests(folder: str | Path, recordings: Sequence[Prepared]) -> dict[str, str]:
+    """SHA-256 of the files that recordings were read from, by the files' names."""
+    files = [file for recording in recordings for file in paths(Path(folder), recording.name)]
+    return {file.name: digest(file) for file in files if file.exists()}

@@ -1,0 +1,131 @@
+"""A trained network on disk, and PyTorch's files in general: written whole, read without running code."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurodetect.files import UserError, reason, write_whole
+from neurodetect.network import NeuronNet
+
+WEIGHTS_FORMAT = "neurodetect weights 1"
+
+
+def save_network(path: str | Path, network: NeuronNet, settings: dict[str, Any]) -> None:
+    """Write the weights, and the settings they were trained with, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, about 325 MB.
+    network : NeuronNet
+    settings : dict
+        Numbers, strings and lists of them.
+    """
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    save_whole(path, {"format": WEIGHTS_FORMAT, "weights": weights, "settings": settings})
+
+
+def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
+    """Read a network, on the CPU, and its settings from a file of `save_network`.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, no weights of this network, or would run code.
+    """
+    advice = "use a file that conv2d_predict.py --save-model wrote"
+    content = load_safely(path, "a weights file", advice)
+    if not isinstance(content, dict) or content.get("format") != WEIGHTS_FORMAT:
+        raise UserError(f"{path}: holds something else than weights of neurodetect; {advice}")
+    weights, settings = content.get("weights"), content.get("settings")
+    if not isinstance(weights, dict) or not all(map(is_plain, weights.items())):
+        raise UserError(f"{path}: holds weights that are no plain float32 tensors; {advice}")
+    if not are_settings(settings):
+        raise UserError(f"{path}: holds settings that no training has; {advice}")
+    with torch.device("meta"):  # neither memory nor random numbers for weights about to be replaced
+        network = NeuronNet()
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}: holds the weights of another network; {advice}") from error
+    if not all(torch.isfinite(value).all() for value in network.parameters()):
+        raise UserError(f"{path}: holds weights that are not finite numbers; train again")
+    return network.eval(), settings
+
+
+def is_plain(item: tuple[Any, Any]) -> bool:
+    """Whether it is a name and a tensor as `save_network` writes them: float32, every value stored."""
+    name, weight = item
+    return (
+        isinstance(name, str)
+        and isinstance(weight, torch.Tensor)
+        and weight.layout == torch.strided
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+    )
+
+
+def are_settings(settings: Any) -> bool:
+    """Whether they are settings as `save_network` writes them, as far as anything later relies on them."""
+    if not isinstance(settings, dict):
+        return False
+    try:
+        json.dumps(settings, allow_nan=False)  # they are written into the log of what is found
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return (
+        settings.get("recipe", "standard") in ("standard", "2016", "now")
+        and settings.get("background", "keep") in ("keep", "subtract")
+        and isinstance(settings.get("neuron_area", {}), dict)
+        and isinstance(settings.get("recordings", []), list)
+    )
+
+
+# PyTorch's files
+
+
+def save_whole(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a file of PyTorch's, whole or not at all; the same content gives the same bytes."""
+    # Given a path, PyTorch would put the temporary file's name into the file.
+    with write_whole(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # What PyTorch says of a full disk is its own trouble with the file that it could not end.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def load_safely(path: str | Path, kind: str, advice: str) -> Any:
+    """Read a file of PyTorch's: tensors, on the CPU, and plain values; code in it is not run.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind, advice : str
+        What the file should be, and what the user is told to do if it is not.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, no file of PyTorch's, or would run code.
+    """
+    try:
+        # Only PyTorch's zip format: its older ones begin to unpickle before anything can be checked.
+        if not zipfile.is_zipfile(path):
+            Path(path).open("rb").close()
+            raise UserError(f"{path}: is not {kind}, or is cut short; {advice}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        # PyTorch meets damage in many ways: RuntimeError, UnpicklingError, UnicodeDecodeError, KeyError, ...
+        raise UserError(f"{path}: is damaged or is not {kind}; {advice}") from error
