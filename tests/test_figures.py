@@ -318,8 +318,8 @@ def test_scores_are_dots_beside_their_names_and_all_of_it_fits(names):
     assert [label.get_text() for label in labels] == names
     boxes = [label.get_window_extent() for label in labels]
     for label, box, y in zip(labels, boxes, dots.get_ydata(), strict=True):
-        middle = figure.axes[0].transData.transform((0, y))[1]
-        assert box.y0 < middle < box.y1 and box.x0 >= 0, label
+        centre = figure.axes[0].transData.transform((0, y))[1]
+        assert box.y0 < centre < box.y1 and box.x0 >= 0, label
     assert all(above.y0 > below.y1 for above, below in zip(boxes[:-1], boxes[1:], strict=True))
     titles = [axes.title.get_window_extent() for axes in figure.axes]
     assert all(left.x1 < right.x0 for left, right in zip(titles[:-1], titles[1:], strict=True))

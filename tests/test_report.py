@@ -15,13 +15,13 @@ from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from PIL import Image
 
-from neurodetect import detection, scoring
+from neurodetect import scoring
+from neurodetect.detection import Found, assess
 from neurodetect.files import UserError
 from neurodetect.prepared import Prepared
 from neurodetect.regions import find_regions, mean_probability
 from neurodetect.view.figures import draw_found
-from neurodetect.view.report import COLUMNS, OUTLINES, svg_path, write_report
-from neurodetect.view.report import section as section_of
+from neurodetect.view.report import COLUMNS, OUTLINES, section, svg_path, write_report
 
 SHAPE = (40, 60)
 PROBABILITY = np.random.default_rng(0).random(SHAPE).astype(np.float32)
@@ -47,24 +47,6 @@ FOUND = [block(2, 45, 4, 12), HOLLOW, block(3, 4, 8, 9)]
 PAIRS = [(0, 2), (1, 1)]  # truth 2 is missed, found 0 is false
 
 
-def what(found, probability):
-    return detection.Found(found, probability, mean_probability(probability, found))
-
-
-def section(name, image, found, probability, *, truth=None, pixels_per_micron=None, **shown):
-    mask = None if truth is None else np.zeros(image.shape, np.uint8)
-    recording = Prepared(name, image, mask, truth, pixels_per_micron)
-    return section_of(recording, what(found, probability), **shown)
-
-
-def assess(recording, found, probability, note=""):
-    """As a script does: the scores, the picture and the part of the page of one recording."""
-    found = what(found, probability)
-    row, pairs = detection.assess(recording, found)
-    figure = draw_found(recording, found, pairs, note)
-    return row, figure, section_of(recording, found, row, pairs, note)
-
-
 def labelled_recording(name="labelled", scale=None):
     mask = np.zeros(SHAPE, np.uint8)
     for region in TRUTH:
@@ -75,14 +57,16 @@ def labelled_recording(name="labelled", scale=None):
 def labelled_section(name="labelled", scale=None, note=""):
     recording = labelled_recording(name, scale)
     row = scoring.evaluate(PROBABILITY, FOUND, recording.mask, TRUTH, scale)
-    return section(
-        *(name, IMAGE, FOUND, PROBABILITY),
-        truth=TRUTH,
-        pairs=PAIRS,
-        row=row,
-        note=note,
-        pixels_per_micron=scale,
-    )
+    return section(recording, found(), row, PAIRS, note)
+
+
+def found(regions=FOUND, probability=PROBABILITY):
+    return Found(regions, probability, mean_probability(probability, regions))
+
+
+def bare_section(name="bare", regions=FOUND, probability=PROBABILITY, note=""):
+    """Of a recording without labels."""
+    return section(Prepared(name, IMAGE, None, None, None), found(regions, probability), note=note)
 
 
 def drawn(path, shape=SHAPE):
@@ -182,23 +166,21 @@ neurons_of_any_shape = st.lists(
 @settings(max_examples=60)
 @given(
     truth=st.none() | neurons_of_any_shape,
-    found=neurons_of_any_shape,
+    regions=neurons_of_any_shape,
     scale=st.none() | st.floats(0.1, 10),
     seed=st.integers(0, 99),
 )
-def test_outlines_and_numbers_are_those_of_the_neurons(truth, found, scale, seed):
+def test_outlines_and_numbers_are_those_of_the_neurons(truth, regions, scale, seed):
     probability = np.random.default_rng(seed).random((6, 8)).astype(np.float32)
-    pairs = [] if truth is None else scoring.match_centers(truth, found, 2.0)
-    page = section(
-        *("any", probability, found, probability), truth=truth, pairs=pairs, pixels_per_micron=scale
-    )
+    pairs = [] if truth is None else scoring.match_centers(truth, regions, 2.0)
+    page = section(Prepared("any", probability, None, truth, scale), found(regions, probability), None, pairs)
     neurons = [dict(zip(COLUMNS, values, strict=True)) for values in page.neurons]
     labelled = truth or []
-    assert sorted(n["found"] for n in neurons if n["found"]) == list(range(1, len(found) + 1))
+    assert sorted(n["found"] for n in neurons if n["found"]) == list(range(1, len(regions) + 1))
     assert sorted(n["labelled"] for n in neurons if n["labelled"]) == list(range(1, len(labelled) + 1))
     lines = {key: iter(path.split("\n")) for key, path in page.paths.items()}
     for n in neurons:
-        f = {tuple(p) for p in found[n["found"] - 1].tolist()} if n["found"] else set()
+        f = {tuple(p) for p in regions[n["found"] - 1].tolist()} if n["found"] else set()
         t = {tuple(p) for p in truth[n["labelled"] - 1].tolist()} if n["labelled"] else set()
         if f and t:
             assert n["kind"] == "matched" and (n["labelled"] - 1, n["found"] - 1) in pairs
@@ -241,21 +223,25 @@ def test_picture_is_the_image_in_grey(tmp_path):
     np.testing.assert_allclose(grey, wanted, atol=0.51)
 
 
-def test_assess_gives_the_row_of_evaluate_and_its_matches():
+def test_section_and_figure_show_what_assess_gives():
     recording = labelled_recording(scale=1.2)
-    row, figure, page = assess(recording, FOUND, PROBABILITY, note="held out")
+    row, pairs = assess(recording, found())
     assert row == scoring.evaluate(PROBABILITY, FOUND, recording.mask, TRUTH, 1.2)
     assert row["threshold"] == 6
+    page = section(recording, found(), row, pairs, note="held out")
     assert page == labelled_section(scale=1.2, note="held out")
     assert page.pixels_per_micron == 1.2
-    assert isinstance(figure, Figure)
+    figure = draw_found(recording, found(), pairs, note="held out")
+    assert figure.get_label() == "labelled, held out" and len(figure.axes[1].collections) == 4
 
 
-def test_assess_without_labels_has_no_row():
-    row, figure, page = assess(Prepared("bare", IMAGE, None, None, None), FOUND, PROBABILITY)
-    assert row is None and page.row is None and page.pixels_per_micron is None
+def test_section_and_figure_of_a_recording_without_labels():
+    recording = Prepared("bare", IMAGE, None, None, None)
+    assert assess(recording, found()) == (None, [])
+    page = section(recording, found())
+    assert page.row is None and page.pixels_per_micron is None
     assert [neuron[0] for neuron in page.neurons] == ["found"] * 3
-    assert isinstance(figure, Figure)
+    assert draw_found(recording, found()).axes[1].get_title() == "3 found neurons"
 
 
 @pytest.mark.parametrize("truth", [None, TRUTH, []])
@@ -263,13 +249,14 @@ def test_assess_without_labels_has_no_row():
 def test_constant_probability(tmp_path, truth, value):
     probability = np.full(SHAPE, value, np.float32)
     mask = None if truth is None else labelled_recording().mask if truth else np.zeros(SHAPE, np.uint8)
-    found = find_regions(probability)
-    row, _, page = assess(Prepared("flat", IMAGE, mask, truth, None), found, probability)
+    regions = find_regions(probability)
+    recording = Prepared("flat", IMAGE, mask, truth, None)
+    page = section(recording, found(regions, probability), *assess(recording, found(regions, probability)))
     parsed = read(report(tmp_path, [page]))
-    (recording,) = parsed.data()["recordings"]
-    assert len(found) == int(value)
-    assert sum(n[COLUMNS.index("found")] is not None for n in recording["neurons"]) == int(value)
-    assert all(n[COLUMNS.index("probability")] == value for n in recording["neurons"])
+    (listed,) = parsed.data()["recordings"]
+    assert len(regions) == int(value)
+    assert sum(n[COLUMNS.index("found")] is not None for n in listed["neurons"]) == int(value)
+    assert all(n[COLUMNS.index("probability")] == value for n in listed["neurons"])
     assert len(parsed.all("path")) == len(page.paths) == (1 if truth is None else 4)
 
 
@@ -277,7 +264,7 @@ def test_constant_probability(tmp_path, truth, value):
 
 
 def test_data_and_outlines_on_the_page_are_those_of_the_sections(tmp_path):
-    sections = [labelled_section("one", 1.28), section("two", IMAGE, FOUND, PROBABILITY)]
+    sections = [labelled_section("one", 1.28), bare_section("two")]
     page = read(report(tmp_path, sections))
     data = page.data()
     assert data["columns"] == list(COLUMNS)
@@ -312,7 +299,7 @@ def test_scale_bar_is_a_round_length_and_only_where_the_scale_is_known(tmp_path)
 
 def test_score_table(tmp_path):
     sections = [labelled_section("one"), labelled_section("two", 3.0, "seen before")]
-    sections += [section("bare", IMAGE, FOUND, PROBABILITY), section("none", IMAGE, [], PROBABILITY)]
+    sections += [bare_section("bare"), bare_section("none", [])]
     page = read(report(tmp_path, sections))
     assert page.texts("p")[0] == "4 recordings, 9 neurons found, 6 labelled"
     rows = [re.split(r"\s*</?td>", row)[1::2] for row in table_rows(tmp_path / "report.html")]
@@ -339,7 +326,7 @@ def table_rows(path):
 
 
 def test_page_without_labels_speaks_of_no_scores(tmp_path):
-    page = read(report(tmp_path, [section("bare", IMAGE, FOUND[:1], PROBABILITY)]))
+    page = read(report(tmp_path, [bare_section("bare", FOUND[:1])]))
     assert page.texts("p")[0] == "1 recording, 1 neuron found"
     assert page.texts("th") == ["recording", "found", "median area", "mean probability"]
     assert not re.search("recall|missed|labelled", " ".join(page.texts("body")).split('{"columns"')[0])
@@ -395,7 +382,7 @@ def test_nothing_is_fetched_from_anywhere(tmp_path):
 
 def page_about(folder, text):
     """A page with this text wherever text of others can come."""
-    sections = [labelled_section(text, 1.28, note=text), section(text, IMAGE, FOUND, PROBABILITY, note=text)]
+    sections = [labelled_section(text, 1.28, note=text), bare_section(text, note=text)]
     given = {text: text, "more": {text: [text, text]}}
     return report(folder, sections, title=text, settings=given, figures={text: curve()})
 
@@ -422,7 +409,7 @@ def seen(name):
 @given(text=st.text(st.characters(exclude_characters="\x00\r"), max_size=20))
 def test_any_text_stays_text(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("page", numbered=True)
-    bare = section(text, IMAGE, [], PROBABILITY, note="note")
+    bare = bare_section(text, [], note="note")
     page = read(report(folder, [bare], title=text, settings={text: text}))
     assert page.texts("h1") == [text.encode("utf-8", "replace").decode().strip()]
     assert page.data()["recordings"][0]["name"] == text
@@ -436,7 +423,7 @@ def test_same_input_same_bytes(tmp_path):
 
 
 def test_nan_is_refused_and_nothing_written(tmp_path):
-    broken = section("nan", IMAGE, FOUND, np.full(SHAPE, np.nan, np.float32))
+    broken = bare_section("nan", probability=np.full(SHAPE, np.nan, np.float32))
     with pytest.raises(ValueError, match="not JSON compliant"):
         report(tmp_path, [broken])
     assert list(tmp_path.iterdir()) == []
@@ -468,7 +455,7 @@ def browser():
 def file(tmp_path_factory):
     """A page of two recordings with names that are markup."""
     folder = tmp_path_factory.mktemp("report")
-    sections = [labelled_section(NASTY[0], 2.0, note=NASTY[1]), section(NASTY[1], IMAGE, FOUND, PROBABILITY)]
+    sections = [labelled_section(NASTY[0], 2.0, note=NASTY[1]), bare_section(NASTY[1])]
     return report(folder, sections, NASTY[0], {NASTY[0]: NASTY[1]}, {NASTY[0]: curve()})
 
 
@@ -516,9 +503,9 @@ def list_of(index=1):
         return [[f"{n + 1}", f"{len(FOUND[n])}", mean[n], *places[n]] for n in range(3)]
     of_found = list_of(2)
     iou = [f"{len(a & b) / len(a | b):.2f}" for a, b in map(as_sets, PAIRS)]
-    middle = [["", "false"], ["2", "matched"], ["1", "matched"]]
+    kinds = [["", "false"], ["2", "matched"], ["1", "matched"]]
     return [
-        [n, *middle[i], area, f"{int(area) / 4:.0f}", probability, *place, ["", iou[1], iou[0]][i]]
+        [n, *kinds[i], area, f"{int(area) / 4:.0f}", probability, *place, ["", iou[1], iou[0]][i]]
         for i, (n, area, probability, *place) in enumerate(of_found)
     ] + [["", "3", "missed", "25", "6", mean[3], "32.0", "4.0", ""]]
 
@@ -549,7 +536,7 @@ def test_switches_hide_and_show_outlines(page):
     assert label.evaluate(opacity) == 1
     label.click()
     assert label.evaluate(opacity) < 1
-    hover_pixel(page, 3, 50)  # the false neuron, which cannot be felt now
+    hover_pixel(page, 3, 50)  # the false neuron, which does not answer to the mouse now
     assert lit_rows(page) == []
 
 
@@ -666,11 +653,11 @@ def test_page_is_readable_without_javascript(browser, file):
     context.close()
 
 
-def test_small_neuron_within_a_large_one_is_felt(browser, tmp_path):
+def test_small_neuron_within_a_large_one_lights_up(browser, tmp_path):
     nested = [block(12, 22, 6, 6), block(5, 10, 25, 40)]
     for order in (nested, nested[::-1]):
         page = browser.new_page(viewport={"width": 1300, "height": 900})
-        page.goto(report(tmp_path, [section("nested", IMAGE, order, PROBABILITY)]).as_uri())
+        page.goto(report(tmp_path, [bare_section("nested", order)]).as_uri())
         hover_pixel(page, 14, 24)
         assert [row.split("\t")[1] for row in lit_rows(page)] == ["36"]
         hover_pixel(page, 25, 40)
@@ -685,7 +672,7 @@ def test_dragging_moves_the_zoomed_image_and_chooses_nothing(page):
     box = view.bounding_box()
     before = view.evaluate("v => [v.scrollLeft, v.scrollTop]")
     x, y = box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 60
-    page.mouse.move(x, y)  # right and below of the image's middle, its pixel [20, 30]: labelled neuron 2
+    page.mouse.move(x, y)  # right and below the centre of the image, its pixel [20, 30]: labelled neuron 2
     assert len(lit_rows(page)) == 1
     page.mouse.down()
     page.mouse.move(x - 40, y - 30, steps=4)

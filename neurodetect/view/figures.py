@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = 5.5  #: longer side of a panel; text is sized for a panel as large as this
 NARROWEST_INCHES = 2.8  #: room for the text of a panel, however narrow its image
-HAIR = 1e-5  #: pixels, more than rounding errors and less than anyone sees
+# Whole pixels go through inches and fractions, and matplotlib cuts off what is left: a figure a little too
+# small would lose its last pixel, an image a little too large would be stretched over another one.
+TOLERANCE = 1e-5  #: pixels, more than rounding errors and less than anyone sees
 PICTURE_PIXELS = (1000, 2500)  #: longer side of a picture's panel: about, at most
 GREY_PERCENTILES = (1.0, 99.7)  #: drawn black and white; what is beyond are a few hot or dead pixels
 CHART_DPI = 150
@@ -47,6 +49,9 @@ MISSED_TRUE = {"colors": "#CC79A7", "linestyles": [SOLID]}
 FALSE_FOUND = {"colors": "#D55E00", "linestyles": [DASHED], "linewidths": [1.2]}  # the darkest of them
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # on white
+
+# The measures that charts show, and their names there.
+CHARTED = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
 
 
 # Pictures
@@ -224,39 +229,36 @@ def draw_scores(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figur
     -------
     matplotlib.figure.Figure
     """
-    measures = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
     figure = Figure(dpi=CHART_DPI)
     measure = FigureCanvasAgg(figure).get_renderer().get_text_width_height_descent
     longest = max(measure(name, FontProperties(size=8), False)[0] for name in names)
     # Sizes in inches: a panel is equally wide beside short and long names, a row equally high.
     left, panel_width, gap = 0.25 + longest / CHART_DPI, 1.7, 0.25
     head, foot, body = 0.5, 0.4, 0.2 * len(rows)
-    width, height = left + len(measures) * (panel_width + gap), head + body + foot
+    width, height = left + len(CHARTED) * (panel_width + gap), head + body + foot
     figure.set_size_inches(width, height)
-    lines = np.arange(len(rows))
-    for number, (key, title) in enumerate(measures.items()):
-        panel = figure.add_axes(
-            (
-                (left + number * (panel_width + gap)) / width,
-                foot / height,
-                panel_width / width,
-                body / height,
-            )
-        )
-        values = [row[key] for row in rows]
-        mean = float(np.mean(values))
-        panel.axvline(mean, color=LINES[1], linewidth=1)
-        panel.hlines(lines, 0, 1, color="0.85", linewidth=0.8, zorder=0)
-        panel.plot(values, lines, "o", color=LINES[0], markersize=4.5, clip_on=False)
-        panel.set_title(f"{title}\nmean {mean:.2f}", fontsize=9)
-        panel.set_xlim(0, 1)
-        panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        panel.set_yticks(lines, names if number == 0 else [""] * len(rows), parse_math=False)
-        panel.set_ylim(len(rows) - 0.5, -0.5)  # the first recording on top
-        plain(panel)
-        panel.spines["left"].set_visible(False)
-        panel.tick_params(axis="y", length=0)
+    for number, (key, title) in enumerate(CHARTED.items()):
+        x = left + number * (panel_width + gap)
+        panel = figure.add_axes((x / width, foot / height, panel_width / width, body / height))
+        draw_dots(panel, [row[key] for row in rows], title)
+        panel.set_yticks(range(len(rows)), names if number == 0 else [""] * len(rows), parse_math=False)
     return figure
+
+
+def draw_dots(panel: Axes, values: Sequence[float], title: str) -> None:
+    """Draw values from 0 to 1 as dots, each on a line of its own, the first on top, and their mean."""
+    lines = np.arange(len(values))
+    mean = float(np.mean(values))
+    panel.axvline(mean, color=LINES[1], linewidth=1)
+    panel.hlines(lines, 0, 1, color="0.85", linewidth=0.8, zorder=0)
+    panel.plot(values, lines, "o", color=LINES[0], markersize=4.5, clip_on=False)
+    panel.set_title(f"{title}\nmean {mean:.2f}", fontsize=9)
+    panel.set_xlim(0, 1)
+    panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    panel.set_ylim(len(values) - 0.5, -0.5)
+    plain(panel)
+    panel.spines["left"].set_visible(False)
+    panel.tick_params(axis="y", length=0)
 
 
 def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
@@ -288,8 +290,7 @@ def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
     trade.set_xlabel("recall")
     trade.set_ylabel("precision")
     trade.set_title("each dot a threshold", fontsize=9)
-    names = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50": "F1 at IoU 0.5"}
-    for (key, name), color in zip(names.items(), LINES, strict=False):
+    for (key, name), color in zip(CHARTED.items(), LINES, strict=False):
         scores.plot(values["probability"], values[key], color=color, linewidth=1.2, label=name)
     scores.axvline(chosen, color="0.6", linewidth=1, linestyle=":", label="used here")
     scores.set_xlabel("threshold: a pixel above it is neuron")
@@ -362,46 +363,58 @@ def make_panels(
     cell = max(width, round(NARROWEST_INCHES * dpi))
     total_width = margin + across * (cell + margin)
     total_height = top + down * (head + height) + (down - 1) * margin + foot
-    total_width, total_height = (side + side % 2 for side in (total_width, total_height))  # for video
-
-    # Whole pixels go through inches and fractions, and matplotlib cuts off what is left: a figure of a hair
-    # less would lose its last pixel, an image of a hair more would be stretched over another one.
-    figure = Figure(figsize=((total_width + HAIR) / dpi, (total_height + HAIR) / dpi), dpi=dpi)
-    FigureCanvasAgg(figure)
-    figure.set_label(title)  # a window's title
-    inches = total_width / dpi
-    figure.suptitle(
-        title,
-        fontsize=min(12.0, 0.95 * inches * 72 / (0.6 * max(len(title), 1))),  # a letter is 0.6 as wide
-        y=1 - 0.08 * dpi / total_height,
-        parse_math=False,  # a name may hold dollars
-    )
-    axes = []
+    figure = empty_figure(total_width, total_height, dpi, title)
+    axes: list[Axes] = []
     for index in range(count):
         column, row = (0, index) if across == 1 else (index, 0)
         left = margin + column * (cell + margin) + (cell - width) // 2
         above = top + row * (head + height + margin) + head
-        bottom = total_height - above - height
-        panel = figure.add_axes(
-            (
-                (left + HAIR) / total_width,
-                (bottom + HAIR) / total_height,
-                (width - 2 * HAIR) / total_width,
-                (height - 2 * HAIR) / total_height,
-            ),
-            sharex=axes[0] if axes else None,  # in a window they zoom together
-            sharey=axes[0] if axes else None,
-        )
-        panel.set_axis_off()
+        panel = add_panel(figure, (left, above, width, height), axes[0] if axes else None)
         panel.set_xlim(-0.5, shape[1] - 0.5)
         panel.set_ylim(shape[0] - 0.5, -0.5)
-        panel.set_aspect("equal")
-        panel.title.set_fontsize(10)
-        panel.format_coord = lambda x, y: f"row {round(y)}, column {round(x)}"  # under the mouse
         axes.append(panel)
     if pixels_per_micron is not None:
         draw_scale_bar(axes[0] if across == count else axes[-1], shape, pixels_per_micron)
     return figure, axes
+
+
+def empty_figure(width: int, height: int, dpi: float, title: str) -> Figure:
+    """A figure of so many pixels, both even as videos need them, with a title above what is to come."""
+    width, height = (side + side % 2 for side in (width, height))
+    figure = Figure(figsize=((width + TOLERANCE) / dpi, (height + TOLERANCE) / dpi), dpi=dpi)
+    FigureCanvasAgg(figure)
+    figure.set_label(title)  # a window's title
+    figure.suptitle(
+        title,
+        fontsize=min(12.0, 0.95 * (width / dpi) * 72 / (0.6 * max(len(title), 1))),  # a letter is 0.6 as wide
+        y=1 - 0.08 * dpi / height,
+        parse_math=False,  # a name may hold dollars
+    )
+    return figure
+
+
+def add_panel(figure: Figure, box: tuple[int, int, int, int], beside: Axes | None) -> Axes:
+    """Add axes for an image: `box` is left, top, width and height in the figure's pixels from its top left.
+
+    In a window it zooms together with `beside`.
+    """
+    left, top, width, height = box
+    total_width, total_height = figure.canvas.get_width_height()
+    panel = figure.add_axes(
+        (
+            (left + TOLERANCE) / total_width,
+            (total_height - top - height + TOLERANCE) / total_height,
+            (width - 2 * TOLERANCE) / total_width,
+            (height - 2 * TOLERANCE) / total_height,
+        ),
+        sharex=beside,
+        sharey=beside,
+    )
+    panel.set_axis_off()
+    panel.set_aspect("equal")
+    panel.title.set_fontsize(10)
+    panel.format_coord = lambda x, y: f"row {round(y)}, column {round(x)}"  # under the mouse
+    return panel
 
 
 def draw_image(panel: Axes, image: np.ndarray, limits: tuple[float, float] | None = None) -> AxesImage:

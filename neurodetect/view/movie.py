@@ -91,13 +91,9 @@ class Movie:
         frames: tuple[int, int] | None = None,
         speed: float = 1.0,
     ) -> None:
-        length = len(recording)
-        first, last = frames or (1, length)
-        if not 1 <= first <= min(last, length):
-            raise UserError(f"{recording.path}: has frames 1 to {length}, none from {first} to {last}")
         self.recording = recording
         self.chosen = frames is not None
-        self.shown = range(first - 1, min(last, length))
+        self.shown = chosen_frames(recording, frames)
         self.position = 0
         self.speed = speed
         self.brightness = 0
@@ -105,8 +101,14 @@ class Movie:
         self._dragging = False
         self._clock = 0.0
         self._background = None
+        self._handle = None  # of the slider, in a window
         self._error: BaseException | None = None
+        self._lay_out(regions, labels)
+        self.show(0)
 
+    def _lay_out(self, regions: Sequence[np.ndarray] | None, labels: str) -> None:
+        """Make the figure: panels with black images, outlines, and the line that counts the frames."""
+        recording = self.recording
         self.figure, self._panels = make_panels(
             recording.shape,
             1 if regions is None else 2,
@@ -127,9 +129,7 @@ class Movie:
             self._panels[1].set_title(neurons_in_words(len(regions), labels))
         for artist in (*self._images, *self._over):
             artist.set_animated(True)  # not part of the background
-        self._handle = None  # of the slider, in a window
         self.figure.canvas.mpl_connect("draw_event", self._on_draw)
-        self.show(0)
 
     def __len__(self) -> int:
         """Number of frames that are played."""
@@ -395,6 +395,21 @@ def check_movie_suffix(path: str | Path) -> None:
         raise UserError(f"{path}: there is no ffmpeg to write .mp4; install it, or save a .gif")
 
 
+def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:
+    """Numbers, from 0, of the frames from a first to a last one, counted from 1; by default of all.
+
+    Raises
+    ------
+    UserError
+        The recording has none of them.
+    """
+    length = len(recording)
+    first, last = frames or (1, length)
+    if not 1 <= first <= min(last, length):
+        raise UserError(f"{recording.path}: has frames 1 to {length}, none from {first} to {last}")
+    return range(first - 1, min(last, length))
+
+
 def movie_limits(recording: Recording) -> tuple[float, float]:
     """`grey_limits` of a whole recording, from frames evenly spread over it."""
     length = len(recording)
@@ -462,8 +477,9 @@ def save_gif(path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], 
     """Write pictures as a GIF that runs for ever, one in memory at a time.
 
     All have one palette: one chosen anew for every picture would flicker. Pillow's own way to save
-    several pictures keeps them all until the last; here it compresses them one by one, and what stands
-    before and after them is written as GIF89a (CompuServe 1990) and Netscape's loop extension define it.
+    several pictures keeps them all until the last, 0.9 GB for 3,000 of 644 x 400; here it compresses them
+    one by one, and what stands before and after them is written as GIF89a (CompuServe 1990) and Netscape's
+    loop extension define it.
 
     Parameters
     ----------

@@ -1,21 +1,19 @@
 """One page about a run, in one file: settings, scores, and every recording with its neurons to look up.
 
-The page needs no server, no network and no library. `report.html` beside this module is its template, a
-Jinja one, with all markup, styles and the script; here stands what it is filled with.
+The page needs no server, no network and no library. `report.html` beside this module is its Jinja
+template, with the styles and the script; what it is filled with is gathered here.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -35,9 +33,17 @@ from neurodetect.view.figures import (
     round_length,
 )
 
-TEMPLATE = Path(__file__).with_name("report.html")
-UNFOLDED = 12  #: settings within a setting that are shown without a click
 BAR_SHARE = 0.25  #: longest scale bar, of the image's width
+
+PAGES = Environment(
+    loader=PackageLoader(__package__, ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+# The page's numbers are JSON, which has no NaN.
+PAGES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 
 # Outlines that are switched together: what they are called, kind of neuron, how they are drawn.
 OUTLINES = {
@@ -46,16 +52,6 @@ OUTLINES = {
     "missed": ("labelled, missed", "missed", MISSED_TRUE),
     "false": ("found, false", "false", FALSE_FOUND),
     "found": ("found", "found", {"colors": OUTLINE, "linestyles": [SOLID]}),
-}
-
-HEADS = {
-    "pixel_error": ("pixel error", "share of pixels whose rounded probability is not the label"),
-    "recall": ("recall", "matched neurons / labelled neurons"),
-    "precision": ("precision", "matched neurons / found neurons"),
-    "combined": ("combined", "harmonic mean of recall and precision"),
-    "inclusion": ("inclusion", "mean over matches: shared pixels / pixels of the labelled neuron"),
-    "exclusion": ("exclusion", "mean over matches: shared pixels / pixels of the found neuron"),
-    "f1_iou50": ("F1 at IoU\u00a00.5", "F1 of the best one-to-one assignment at intersection / union of 0.5"),
 }
 
 COLUMNS = ("kind", "found", "labelled", "area", "probability", "row", "column", "iou")
@@ -72,6 +68,11 @@ class Section(NamedTuple):
     row: dict[str, float] | None
     note: str
     pixels_per_micron: float | None
+    bar: dict[str, float] | None  #: the scale bar's length in "microns", and its "share" of the width in %
+    found: int  #: how many neurons are found
+    labelled: int | None  #: how many are labelled; None without labels
+    median_area: float | None  #: of the neurons found, pixels; None without any
+    mean_probability: float | None  #: of the neurons found; None without any
 
 
 def section(
@@ -98,27 +99,29 @@ def section(
     -------
     Section
     """
-    image, truth, regions_found = recording.image, recording.regions, found.regions
+    image, truth, scale = recording.image, recording.regions, recording.pixels_per_micron
     labelled = [] if truth is None else truth
     matched_true, matched_found = {t for t, _ in pairs}, {f for _, f in pairs}
     missed = [t for t in range(len(labelled)) if t not in matched_true]
-    other = [f for f in range(len(regions_found)) if f not in matched_found]
+    other = [f for f in range(len(found.regions)) if f not in matched_found]
+    regions_missed = [labelled[t] for t in missed]
     if truth is None:
-        regions = {"found": regions_found}
+        regions = {"found": found.regions}
     else:
         regions = {
             "matched-labelled": [truth[t] for t, _ in pairs],
-            "matched-found": [regions_found[f] for _, f in pairs],
-            "missed": [truth[t] for t in missed],
-            "false": [regions_found[f] for f in other],
+            "matched-found": [found.regions[f] for _, f in pairs],
+            "missed": regions_missed,
+            "false": [found.regions[f] for f in other],
         }
-    iou = overlaps(labelled, regions_found)
-    of_found, of_labelled = (measure(neurons, found.probability) for neurons in (regions_found, labelled))
+    iou = overlaps(labelled, found.regions)
+    of_found = measure(found.regions, found.confidence)
+    of_missed = measure(regions_missed, mean_probability(found.probability, regions_missed))
     # Numbers count from 1, as people do.
     neurons = [
         *(["matched", f + 1, t + 1, *of_found[f], round(float(iou[t, f]), 3)] for t, f in pairs),
         *(["found" if truth is None else "false", f + 1, None, *of_found[f], None] for f in other),
-        *(["missed", None, t + 1, *of_labelled[t], None] for t in missed),
+        *(["missed", None, t + 1, *values, None] for t, values in zip(missed, of_missed, strict=True)),
     ]
     return Section(
         name=recording.name,
@@ -128,18 +131,27 @@ def section(
         neurons=neurons,
         row=row,
         note=note,
-        pixels_per_micron=recording.pixels_per_micron,
+        pixels_per_micron=scale,
+        bar=None if scale is None else scale_bar(image.shape[1], scale),
+        found=len(found.regions),
+        labelled=None if truth is None else len(truth),
+        median_area=float(np.median([len(region) for region in found.regions])) if found.regions else None,
+        mean_probability=float(np.mean(found.confidence)) if found.regions else None,
     )
 
 
-def measure(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[tuple[int, float, float, float]]:
+def measure(regions: Sequence[np.ndarray], confidence: np.ndarray) -> list[tuple[int, float, float, float]]:
     """Area in pixels, mean probability, row and column of the centre of each neuron."""
     return [
         (len(region), round(float(mean), 3), round(float(row), 1), round(float(column), 1))
-        for region, mean, (row, column) in zip(
-            regions, mean_probability(probability, regions), centers(regions), strict=True
-        )
+        for region, mean, (row, column) in zip(regions, confidence, centers(regions), strict=True)
     ]
+
+
+def scale_bar(width: int, pixels_per_micron: float) -> dict[str, float]:
+    """The length in µm of a bar over an image of this width, and its share of the width in %."""
+    microns = round_length(BAR_SHARE * width / pixels_per_micron)
+    return {"microns": microns, "share": 100 * microns * pixels_per_micron / width}
 
 
 def picture(image: np.ndarray) -> str:
@@ -208,108 +220,23 @@ def write_report(
     UserError
         The file cannot be written.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    rows = [section.row for section in sections if section.row is not None]
+    page = PAGES.get_template("report.html").render(
         title=title,
-        overview=overview(sections),
-        outlines={
-            key: {
-                "text": text,
-                "kind": kind,
-                "colour": style["colors"],
-                "solid": style["linestyles"] == [SOLID],
-            }
-            for key, (text, kind, style) in OUTLINES.items()
-        },
         settings=settings,
-        unfolded=UNFOLDED,
-        scores=score_table(sections),
-        figures=[(figure_picture(figure), caption) for caption, figure in (figures or {}).items()],
-        recordings=[
-            {**s._asdict(), "counted": overview([s]).split(", ", 1)[1], "bar": scale_bar(s)} for s in sections
-        ],
-        data=script_json(
-            {
-                "columns": COLUMNS,
-                "recordings": [
-                    {"name": s.name, "pixels_per_micron": s.pixels_per_micron, "neurons": s.neurons}
-                    for s in sections
-                ],
-            }
-        ),
+        sections=sections,
+        figures={caption: figure_picture(figure) for caption, figure in (figures or {}).items()},
+        outlines=OUTLINES,
+        measures=MEASURES if rows else (),
+        summary=summarize(rows) if len(rows) > 1 else {},
+        data={
+            "columns": COLUMNS,
+            "recordings": [
+                {"name": s.name, "pixels_per_micron": s.pixels_per_micron, "neurons": s.neurons}
+                for s in sections
+            ],
+        },
     )
     with write_whole(path) as temporary:
         # A file's name that is no proper text has half characters, which UTF-8 has not.
         temporary.write_bytes(page.encode("utf-8", "replace"))
-
-
-def script_json(value: Any) -> Markup:
-    """JSON in ASCII that cannot end the <script> around it."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))
-
-
-def overview(sections: Sequence[Section]) -> str:
-    """E.g. "2 recordings, 530 neurons found, 512 labelled"."""
-    count = f"{len(sections)} recording{'' if len(sections) == 1 else 's'}"
-    total = {key: sum(count_neurons(s)[key] for s in sections) for key in ("found", "labelled")}
-    labels = f", {total['labelled']} labelled" if any(map(is_labelled, sections)) else ""
-    return f"{count}, {total['found']} neuron{'' if total['found'] == 1 else 's'} found{labels}"
-
-
-def is_labelled(section: Section) -> bool:
-    return "missed" in section.paths
-
-
-def count_neurons(section: Section) -> dict[str, int]:
-    """How many neurons are found, and how many labelled."""
-    return {
-        key: sum(neuron[COLUMNS.index(key)] is not None for neuron in section.neurons)
-        for key in ("found", "labelled")
-    }
-
-
-def score_table(sections: Sequence[Section]) -> dict[str, list]:
-    """The table of scores as text: heads, a row for each recording, mean and deviation of several."""
-    scored = [s.row for s in sections if s.row is not None]
-    measures = MEASURES if scored else ()
-    labels = any(map(is_labelled, sections))
-    heads = [("recording", ""), ("found", ""), *([("labelled", "")] if labels else ())]
-    heads += [HEADS[key] for key in measures]
-    heads += [
-        ("median area", "of the neurons found, in pixels"),
-        ("mean probability", "of the neurons found"),
-    ]
-
-    def cells(row: Mapping[str, float] | None) -> list[str]:
-        return ["" if row is None else f"{row[key]:.3f}" for key in measures]
-
-    rows = []
-    for s in sections:
-        count = count_neurons(s)
-        of_found = [neuron for neuron in s.neurons if neuron[COLUMNS.index("found")] is not None]
-        areas, means = ([n[COLUMNS.index(key)] for n in of_found] for key in ("area", "probability"))
-        labelled = [str(count["labelled"]) if is_labelled(s) else ""] if labels else []
-        typical = [f"{np.median(areas):.0f}", f"{np.mean(means):.2f}"] if of_found else ["", ""]
-        rows.append(
-            {
-                "name": s.name,
-                "note": s.note,
-                "cells": [str(count["found"]), *labelled, *cells(s.row), *typical],
-            }
-        )
-    summary = summarize(scored) if len(scored) > 1 else {}
-    foot = [
-        [name, f"{row['found']:.1f}", f"{row['true']:.1f}", *cells(row), "", ""]
-        for name, row in summary.items()
-    ]
-    return {"heads": heads, "rows": rows, "foot": foot}
-
-
-def scale_bar(section: Section) -> dict[str, float] | None:
-    """Length of a recording's scale bar in µm and in per cent of the image's width; None without a scale."""
-    if section.pixels_per_micron is None:
-        return None
-    width = section.shape[1]
-    microns = round_length(BAR_SHARE * width / section.pixels_per_micron)
-    return {"microns": microns, "share": 100 * microns * section.pixels_per_micron / width}
