@@ -440,9 +440,7 @@ def write_submission(
         value.append({"dataset": dataset_name(name), "regions": entries})
     content = json_bytes(value, indent=None)
     if len(content) > LARGEST_SUBMISSION:
-        raise UserError(
-            f"{path}: would be larger than anything reads; find neurons in fewer recordings at once"
-        )
+        raise UserError(f"{path}: would be too large to be read; find neurons in fewer recordings at once")
     write_together({Path(path): content})
 
 

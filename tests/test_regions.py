@@ -391,3 +391,15 @@ def test_cells_cut_by_the_border_stay():
     truth = disks((40, 60), [(0, 10), (39, 30), (20, 59)], 7)
     assert len(find_regions(regions_to_mask(truth, (40, 60)))) == 3
     assert split_touching(np.zeros((3, 4), bool)).max() == 0
+
+
+def test_what_is_written_as_a_submission_can_be_read(tmp_path, monkeypatch):
+    path, regions = tmp_path / "submission.json", [np.array([[1, 2]])]
+    write_submission(path, {"a": regions})
+    with open(path, "a") as file:  # as large as a hundred recordings are
+        file.write(" " * 80_000_000)
+    assert read_submission(path, "a", (5, 5))[0].tolist() == [[1, 2]]
+    monkeypatch.setattr("neurodetect.regions.LARGEST_SUBMISSION", 20)
+    with pytest.raises(UserError, match=r"other\.json: would be too large"):
+        write_submission(tmp_path / "other.json", {"a": regions})
+    assert not (tmp_path / "other.json").exists()
