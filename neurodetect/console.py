@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
             "--verbose", action="store_true", help="also say the settings, and the seconds since the start"
         )
 
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         global _level
         args = super().parse_args(*arguments)
         _level = 0 if args.quiet else 2 if args.verbose else 1
@@ -457,7 +457,7 @@ def read_settings(
         kind(**{field.name: options[field.name] for field in fields(kind)})
         for kind in (TrainingSettings, DetectionSettings)
     )
-    return training, detection
+    return training, detection  # type: ignore[return-value]
 
 
 def log_settings(*settings: Any, **others: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class NeuronNet(nn.Module):
         for layer in self.children():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def features(self, windows: Tensor) -> Tensor:
         """Feature maps of windows: (N, 1, 40, 40) to (N, 100, 20, 20)."""

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def write_prepared(
             f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
         )
     image_file, mask_file, regions_file, info_file = paths(folder, name)
-    info = {} if pixels_per_micron is None else {"pixels-per-micron": pixels_per_micron}
+    info: dict[str, Any] = {} if pixels_per_micron is None else {"pixels-per-micron": pixels_per_micron}
     if regions is not None or mask_file.exists():
         info["preparation"] = fingerprint(image, regions or [])
     # First what ties the other files together, last the image, without which they do not count: a run that

@@ -36,7 +36,7 @@ def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
     >>> mean_projection([[[1, 2]], [[3, 6]]]).tolist()
     [[2.0, 4.0]]
     """
-    total = None
+    total: np.ndarray | None = None
     for count, frame in enumerate(frames):
         frame = np.asarray(frame)
         if total is None:
@@ -45,7 +45,7 @@ def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
             total = np.zeros(frame.shape, np.int64 if exact else np.float64)
             # Sums of 32 bits take half the time; they are moved on before they can overflow.
             short = exact and frame.dtype.itemsize <= 2
-            recent = np.zeros(frame.shape, f"{frame.dtype.kind}4") if short else total
+            recent: np.ndarray = np.zeros(frame.shape, f"{frame.dtype.kind}4") if short else total
         if frame.ndim != 2 or frame.shape != first.shape or frame.dtype != first.dtype:
             raise ValueError(
                 f"frame {count} is {frame.dtype} {frame.shape}, not (H, W) like the first {first.shape}"

@@ -266,7 +266,7 @@ def outlines(regions: Sequence[np.ndarray]) -> list[np.ndarray]:
     >>> outlines([np.array([[0, 0], [0, 1]])])[0].tolist()
     [[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5], [-0.5, -0.5]]
     """
-    rings = []
+    rings: list[np.ndarray] = []
     for region in regions:
         region = np.asarray(region)
         if len(region):
@@ -371,7 +371,7 @@ def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.n
     return unique_pixels(coordinates.astype(np.int64))
 
 
-def regions_as_json(regions: Sequence[np.ndarray]) -> list[dict[str, list]]:
+def regions_as_json(regions: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """The value that neurofinder's JSON has for these neurons."""
     return [{"coordinates": np.asarray(region).tolist()} for region in regions]
 

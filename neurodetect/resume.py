@@ -106,7 +106,7 @@ class UnfinishedRun:
 
     def _read(self) -> dict[str, Any]:
         """What is known of the run in the folder; nobody's files are taken for it, or replaced by it."""
-        state = {"format": RUN_FORMAT, "identity": None, "notes": {}}
+        state: dict[str, Any] = {"format": RUN_FORMAT, "identity": None, "notes": {}}
         if not self.folder.is_dir():
             return state
         own = self._own_files()

@@ -79,7 +79,7 @@ def train(
         The loss is no longer finite, or not even one window fits in the device's memory.
     """
     device = sampler.device
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     optimizer = make_optimizer(network, device)
     step = Step(network, optimizer, precision)

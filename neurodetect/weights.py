@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -70,7 +70,7 @@ def is_plain(item: tuple[Any, Any]) -> bool:
     )
 
 
-def are_settings(settings: Any) -> bool:
+def are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
     """Whether they are settings as `save_network` writes them, as far as anything later relies on them."""
     if not isinstance(settings, dict):
         return False

@@ -219,7 +219,7 @@ def export_suite2p(
     traces = np.zeros((len(regions), SUITE2P_FRAMES), np.float32)
     with replace_folder(path, SUITE2P_FILES) as temporary:
         np.save(temporary / "stat.npy", stat)
-        np.save(temporary / "ops.npy", ops)
+        np.save(temporary / "ops.npy", np.array(ops, dtype=object))
         np.save(temporary / "iscell.npy", iscell)
         for name in ("F.npy", "Fneu.npy", "spks.npy"):
             np.save(temporary / name, traces)

@@ -137,13 +137,13 @@ def fill_roi(roi: ImagejRoi, shape: tuple[int, int]) -> np.ndarray:
     if not roi.composite and roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
         x, y, width, height = roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
         if roi.subpixelrect:
-            x, y, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd
+            x, y, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd  # type: ignore[assignment]
         if roi.roitype == ROI_TYPE.OVAL:
             return fill_oval(x, y, width, height, shape)
         return fill_polygons(
             [np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])], shape
         )
-    return fill_polygons(roi.coordinates(multi=True), shape)
+    return fill_polygons(roi.coordinates(multi=True), shape)  # type: ignore[arg-type]
 
 
 def fill_polygons(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
