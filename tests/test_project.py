@@ -82,6 +82,8 @@ def test_the_wheel_asks_for_what_the_requirements_ask(wheel):
         return sorted(line.replace(" ", "") for line in content if line[0] not in "#-")
 
     assert sorted(line.replace(" ", "") for line in asked) == lines("requirements.txt")
+    for extra in extras.values():
+        extra[:] = (line.replace(" ", "") for line in extra)  # older setuptools write "h5py >=3.8"
     assert sorted(extras["test"]) == lines("tests/requirements.txt")
     assert set(extras["hdf5"]) <= set(extras["test"]) and len(extras["hdf5"]) == 1
 
