@@ -161,9 +161,11 @@ def intersections(
     if not len(truth) or not len(estimate):
         return csr_array((len(truth), len(estimate))), sizes[: len(truth)], sizes[len(truth) :]
     # Pixels are numbered as they occur: coordinates may be as large as a stranger likes.
-    distinct, numbers = np.unique(np.concatenate(pixels), axis=0, return_inverse=True)
+    # Rows and columns by themselves, then as one number: np.unique(axis=0) takes much longer.
+    (_, rows), (columns, column) = (np.unique(axis, return_inverse=True) for axis in np.concatenate(pixels).T)
+    distinct, numbers = np.unique(rows.astype(np.int64) * len(columns) + column, return_inverse=True)
     ends = np.cumsum([0, *sizes])
-    members = csr_array((np.ones(len(numbers)), numbers.ravel(), ends), shape=(len(pixels), len(distinct)))
+    members = csr_array((np.ones(len(numbers)), numbers, ends), shape=(len(pixels), len(distinct)))
     shared = members[: len(truth)] @ members[len(truth) :].T
     return shared, sizes[: len(truth)], sizes[len(truth) :]
 

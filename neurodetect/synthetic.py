@@ -224,7 +224,7 @@ def _cell_brightness(
     depth = ndimage.distance_transform_edt((labels > 0) & ~find_boundaries(labels, mode="inner")) + 1
     deepest = np.ones(count + 1)
     deepest[1:] = ndimage.maximum(depth, labels, np.arange(1, count + 1))
-    depth /= deepest[labels]  # 1 in a neuron's middle, towards 0 at its rim
+    depth /= deepest[labels]  # 1 at a neuron's centre, towards 0 at its rim
 
     brightness = np.zeros(count + 1)  # one entry a label; 0 is no neuron
     brightness[1:] = rng.lognormal(np.log(1.8), 0.4, count).clip(1.3, 4)
@@ -259,7 +259,7 @@ def _smooth_noise(shape: tuple[int, ...], scale: float, rng: np.random.Generator
 
 
 def _illumination(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Light over the frame: a slope in a random direction, and darker corners; 1 in the middle."""
+    """Light over the frame: a slope in a random direction, and darker corners; 1 in the centre."""
     rows, columns = (np.linspace(-1, 1, n) for n in shape)
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.add.outer(np.sin(angle) * rows, np.cos(angle) * columns)

@@ -370,7 +370,9 @@ def test_settings_of_another_kind_are_refused(tmp_path, monkeypatch, settings):
     monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
     content = {"format": "neurodetect weights 1", "weights": NeuronNet().state_dict(), "settings": settings}
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt: holds settings that no training has"):
+    # PyTorch 2.5 reads no complex number at all.
+    unread = "|is damaged or is not a weights file" if settings == {"seed": 1 + 2j} else ""
+    with pytest.raises(UserError, match=rf"other\.pt: (holds settings that no training has{unread})"):
         load_network(tmp_path / "other.pt")
 
 
