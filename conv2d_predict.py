@@ -30,7 +30,7 @@ def main() -> None:
     recordings = read_folder(args.test_folder)
     require_distinct_datasets(recording.name for recording in recordings)
     inputs = {"test": digests(args.test_folder, recordings)}
-    network, trained_on = load_network(args.model) if args.model else (None, {})
+    network, trained_on = load_network(args.model) if args.model else (None, None)
     training, finding = console.read_settings(args, trained_on)
     if network is not None:
         require_writable(Path(args.output).parent)
@@ -103,8 +103,9 @@ def main() -> None:
 
     if rows:
         console.say("\n" + table(list(rows.values()), list(rows)) + "\n", level=0)
-        for name in (name for name in rows if name in seen):
-            console.warn(f"{name} was trained on: its score says nothing about new recordings")
+        for name in rows:
+            if name in seen:
+                console.warn(f"{name} was trained on: its score says nothing about new recordings")
     console.say(
         f"Wrote {args.output}; beside it {log_file.name} with what it was made from and with, a picture of "
         f"each recording, and {report.name}.\nNext: open {report} in a browser, or play the movie with what "

@@ -7,7 +7,7 @@ For every RECORDING this writes into OUTPUT_FOLDER
 and if the recording is labelled
   y_NAME.npy         1 where any neuron is, 0 elsewhere
   regions_NAME.json  the neurons one by one, as [row, column] pixels
-and info_NAME.json if the recording says how large a pixel is.
+and info_NAME.json with the size of a pixel, if the recording says it, and what ties these files together.
 """
 
 from __future__ import annotations

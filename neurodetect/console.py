@@ -442,12 +442,13 @@ def read_settings(
     from neurodetect.detection import DetectionSettings, TrainingSettings
     from neurodetect.device import choose_device, choose_precision
 
-    trained_on = trained_on or {}
     device = choose_device(args.device)
-    recipe = args.recipe or RECIPES[trained_on.get("recipe", "standard")]
+    recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
+    # Weights that do not say were trained before there was a choice.
+    background = args.background or "keep" if trained_on is None else trained_on.get("background", "keep")
     options = vars(args) | {
         "recipe": recipe,
-        "background": trained_on.get("background") or args.background or "keep",
+        "background": background,
         "regions": args.regions or ("connected" if recipe == "2016" else "watershed"),
         "device": device.type,
         "precision": choose_precision(args.precision, device),
@@ -568,7 +569,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except MemoryError:
         stop(program, OUT_OF_MEMORY, 2)
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # what PyTorch raises in the place of MemoryError
+        from neurodetect.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         stop(program, OUT_OF_MEMORY, 2)
     except KeyboardInterrupt as interrupt:

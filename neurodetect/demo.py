@@ -57,7 +57,9 @@ def main() -> None:
 def run(folder: Path, script: str, *arguments: str) -> None:
     """Run one of the four commands in the folder, and show it as a user would type it."""
     console.say(f"\n$ python {script} {shlex.join(arguments)}")
-    path = next(place / script for place in PLACES if (place / script).exists())
+    path = next((place / script for place in PLACES if (place / script).exists()), None)
+    if path is None:
+        raise UserError(f"{script}: is neither beside the package nor in {PLACES[1]}; use a clone")
     result = subprocess.run([sys.executable, str(path), *arguments], cwd=folder)
     if result.returncode:
         raise UserError(f"{script} failed, see above")

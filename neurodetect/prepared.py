@@ -49,6 +49,8 @@ def write_prepared(
 ) -> None:
     """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
 
+    Of a labelled recording `info_NAME.json` also has what ties its image and its neurons together.
+
     Parameters
     ----------
     folder : str or Path
@@ -61,8 +63,6 @@ def write_prepared(
         The labelled neurons.
     pixels_per_micron : float, optional
         Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
-
-    Of a labelled recording `info_NAME.json` also has what ties its image and its neurons together.
 
     Raises
     ------
@@ -167,6 +167,7 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
         raise UserError(f"{image_file}: has pixels that are NaN, infinite or beyond float32; {again}")
     if image.min() == image.max():
         raise UserError(f"{image_file}: is constant, there is nothing to see in it; remove it")
+    info = read_info(info_file)
     mask = regions = None
     if mask_file.exists():
         mask = read_array(mask_file)
@@ -181,13 +182,12 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
         if not np.array_equal(mask, regions_to_mask(regions, image.shape)):
             raise UserError(f"{mask_file}: does not show the neurons of {regions_file.name}; {again}")
         mask = mask.astype(np.uint8, order="C")
-        tie = read_info(info_file).get("preparation", "")
-        if tie and tie != fingerprint(image, regions):
+        if info.get("preparation", "") not in ("", fingerprint(image, regions)):
             raise UserError(
                 f"{image_file}: is not the image to which {regions_file.name} belongs, as when a preparation "
                 f"was stopped; {again}, or remove {info_file.name} if you changed one of them on purpose"
             )
-    return Prepared(name, image, mask, regions, pixels_per_micron_of(info_file))
+    return Prepared(name, image, mask, regions, pixels_per_micron_of(info))
 
 
 def read_folder(folder: str | Path) -> list[Prepared]:

@@ -61,7 +61,7 @@ class Recording:
     @property
     def pixels_per_micron(self) -> float | None:
         """Pixels in a micrometre; None when `info.json` does not say."""
-        return positive_number(self.info.get("pixels-per-micron"))
+        return pixels_per_micron_of(self.info)
 
     @property
     def rate_hz(self) -> float | None:
@@ -150,9 +150,9 @@ def read_info(info_file: Path) -> dict[str, Any]:
     return info
 
 
-def pixels_per_micron_of(info_file: Path) -> float | None:
-    """The scale that an `info.json` gives, pixels per micrometre; None where there is none."""
-    return positive_number(read_info(info_file).get("pixels-per-micron"))
+def pixels_per_micron_of(info: dict[str, Any]) -> float | None:
+    """The scale that `read_info` gave, pixels per micrometre; None where there is none."""
+    return positive_number(info.get("pixels-per-micron"))
 
 
 def refuse_recording(folder: str | Path) -> None:

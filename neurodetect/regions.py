@@ -159,7 +159,7 @@ def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float) -> np.nd
     """Cells one pixel larger, where the probability allows it.
 
     The network learns from masks with a gap between touching neurons (see `regions_to_separate_mask`) and
-    gives middling probabilities at every outline, so that cells come out small by about half of their rim.
+    gives lower probabilities at every outline, so that cells come out small by about half of their rim.
 
     Parameters
     ----------

@@ -343,7 +343,7 @@ def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
 def main() -> None:
     from neurodetect import console
     from neurodetect.formats.labels import pair_recordings, read_labels
-    from neurodetect.recording import pixels_per_micron_of
+    from neurodetect.recording import pixels_per_micron_of, read_info
 
     args = console.scoring_options(__doc__)
     truths, found = pair_recordings(args.truth, args.estimate)
@@ -355,7 +355,7 @@ def main() -> None:
             console.warn(f"{name} is not in {args.estimate}: counted as nothing found")
         threshold = args.threshold
         if threshold is None:
-            threshold = match_threshold(pixels_per_micron_of(truth.info))
+            threshold = match_threshold(pixels_per_micron_of(read_info(truth.info)))
         rows[name] = compare_regions(read_labels(truth.labels), found.get(name, []), threshold)
     console.say(table(list(rows.values()), list(rows)), level=0)
     for threshold in sorted({row["threshold"] for row in rows.values()}):

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from neurodetect.device import is_out_of_memory
 from neurodetect.files import UserError, reason, write_whole
 from neurodetect.network import NeuronNet
 
@@ -114,7 +115,7 @@ def load_safely(path: str | Path, kind: str, advice: str) -> Any:
     Raises
     ------
     UserError
-        The file is missing, truncated, no file of PyTorch's, or would run code.
+        The file is missing, truncated, no file of PyTorch's, too large for the memory, or would run code.
     """
     try:
         # Only PyTorch's zip format: its older ones begin to unpickle before anything can be checked.
@@ -127,5 +128,9 @@ def load_safely(path: str | Path, kind: str, advice: str) -> Any:
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # also where a damaged file promises more than there is
+            raise UserError(
+                f"{path}: there is too little memory to read it, or it is damaged; close other programs"
+            ) from error
         # PyTorch meets damage in many ways: RuntimeError, UnpicklingError, UnicodeDecodeError, KeyError, ...
         raise UserError(f"{path}: is damaged or is not {kind}; {advice}") from error

@@ -597,6 +597,22 @@ def test_weights_say_which_background_and_recipe_count(command, folder, tmp_path
     assert settings["regions"] == "watershed" and "iterations" not in settings
 
 
+def test_weights_that_do_not_say_were_trained_with_the_background(command, folder, weights, tmp_path):
+    predict = ("conv2d_predict.py", folder, "--model", weights, *QUICK, "--background", "subtract")
+    result = command(*predict)
+    assert result.returncode == 0 and "was trained with --background keep" in result.stderr
+    assert json.loads((tmp_path / "submission.log.json").read_text())["settings"]["background"] == "keep"
+
+
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"])
+def test_memory_that_runs_out_anywhere_is_one_line(command, folder, weights, monkeypatch, words):
+    def short(*_, **__):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("neurodetect.detection.find_regions", short)
+    assert_refused(command("conv2d_predict.py", folder, "--model", weights, *QUICK), "out of memory")
+
+
 # A full disk
 
 

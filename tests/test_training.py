@@ -388,6 +388,15 @@ def test_files_that_are_no_weights_are_refused(tmp_path, weights):
         load_network(tmp_path / "cut.pt")
 
 
+def test_memory_too_short_for_a_file_is_not_called_damage(tmp_path, monkeypatch):
+    path = tmp_path / "training.pt"
+    Checkpoint(path, "x", 600).save({"iteration": 1})
+    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(2**50))
+    with pytest.raises(UserError, match=r"training\.pt: there is too little memory") as error:
+        Checkpoint(path, "x", 600).load()
+    assert "remove" not in str(error.value)  # hours of work
+
+
 @pytest.mark.parametrize("zip_format", [True, False])
 def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, zip_format):
     trace = tmp_path / "trace"

@@ -208,7 +208,7 @@ def write_report(
     title : str
         What was run.
     settings : mapping
-        With what: `console.settings`, and whatever else there is to say. A mapping within it is shown
+        With what: `console.log_settings`, and whatever else there is to say. A mapping within it is shown
         as a list of its own, folded away where it is long.
     sections : sequence of Section
         The recordings, in the order of the page.
