@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from neurodetect.files import UserError, positive_number, read_json, visible_files
-from neurodetect.formats.frames import HDF5_SUFFIXES, TIFF_SUFFIXES, Hdf5Frames, TiffFrames
+from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames
 from neurodetect.formats.labels import LABEL_SUFFIXES, is_label_file, read_labels, the_labels
+from neurodetect.formats.tiff import TIFF_SUFFIXES, TiffFrames
 
 
 class Recording:

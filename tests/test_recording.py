@@ -494,7 +494,7 @@ def write_nwb(path, **series):
 @pytest.mark.parametrize("dtype", ["uint8", "int16", ">u2", "float32"])
 @pytest.mark.parametrize("options", [{}, {"chunks": (2, 3, 9)}, {"chunks": (5, 6, 9), "compression": "gzip"}])
 def test_an_hdf5_movie(tmp_path, monkeypatch, dtype, options):
-    monkeypatch.setattr("neurodetect.formats.frames.BLOCK_BYTES", 3 * 6 * 9 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr("neurodetect.formats.hdf5.BLOCK_BYTES", 3 * 6 * 9 * np.dtype(dtype).itemsize)
     frames = make_frames(11, np.dtype(dtype).newbyteorder("="))
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file.create_dataset("group/mov", data=frames.astype(dtype), **options)

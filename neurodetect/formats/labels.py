@@ -222,7 +222,7 @@ def in_pieces(numbers: np.ndarray) -> bool:
 
 def read_tiff(path: Path) -> np.ndarray:
     """The only frame of a TIFF file."""
-    from neurodetect.formats.frames import TiffFrames
+    from neurodetect.formats.tiff import TiffFrames
 
     frames = TiffFrames([path])
     if len(frames) > 1:
