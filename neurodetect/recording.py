@@ -15,16 +15,36 @@ it lies in `regions/` under any name (JSON as `regions.json`); for a file `movie
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurodetect.files import UserError, positive_number, read_json, visible_files
-from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames
+from neurodetect.files import UserError, positive_number, read_json, reason, visible_files
+from neurodetect.formats.folders import frame_files, require_one_movie
+from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, is_hdf5
 from neurodetect.formats.labels import LABEL_SUFFIXES, is_label_file, read_labels, the_labels
-from neurodetect.formats.tiff import TIFF_SUFFIXES, TiffFrames
+from neurodetect.formats.tiff import HEADERS, TIFF_SUFFIXES, TiffFrames
+
+# Formats of movies that are none of ours, by their suffixes.
+FOREIGN = {
+    ("avi", "mp4", "mov", "mkv", "m4v", "wmv", "mj2"): "a video",
+    ("sbx",): "a Scanbox file",
+    ("raw", "bin", "dat"): "raw numbers without their shape",
+    ("npy", "npz"): "a NumPy array",
+    ("mat",): "a MATLAB file older than version 7.3",
+    ("nd2",): "a Nikon file",
+    ("czi",): "a Zeiss file",
+    ("lif", "xlef"): "a Leica file",
+    ("oir", "oib", "oif", "vsi"): "an Olympus file",
+    ("isxd",): "an Inscopix file",
+    ("tsm", "dcimg", "spe", "sif", "fits", "nii"): "another program's movie",
+    ("zip", "gz", "bz2", "xz", "7z", "rar", "tar", "tgz"): "an archive: unpack it first, or it",
+    ("png", "jpg", "jpeg", "gif", "bmp"): "a picture",
+    ("json", "csv", "txt", "xml", "log"): "a text",
+    ("roi",): "an ImageJ ROI",
+}
 
 
 class Recording:
@@ -46,14 +66,22 @@ class Recording:
         The labelled neurons as `[row, column]` pixels; None when the recording has no labels.
     info : dict
         What `info.json` says; empty without one.
+    notes : list of str
+        What of the files is left out, and what was assumed of them: a line each.
     """
 
     def __init__(
-        self, path: Path, frames: TiffFrames | Hdf5Frames, labels: Path | None, info: dict[str, Any]
+        self,
+        path: Path,
+        frames: TiffFrames | Hdf5Frames,
+        labels: Path | None,
+        info: dict[str, Any],
+        notes: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.name = path.name if path.is_dir() else path.stem
         self.info = info
+        self.notes = list(notes)
         self._frames = frames
         self.shape: tuple[int, int] = frames.shape
         self.dtype: np.dtype = frames.dtype
@@ -61,8 +89,8 @@ class Recording:
 
     @property
     def pixels_per_micron(self) -> float | None:
-        """Pixels in a micrometre; None when `info.json` does not say."""
-        return pixels_per_micron_of(self.info)
+        """Pixels in a micrometre as `info.json` says, or else the frames' files; None when nobody does."""
+        return pixels_per_micron_of(self.info) or self._frames.pixels_per_micron
 
     @property
     def rate_hz(self) -> float | None:
@@ -76,8 +104,13 @@ class Recording:
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.frames()
 
-    def frames(self) -> Iterator[np.ndarray]:
+    def frames(self, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]:
         """Every frame in order; a few are in memory at a time, however long the recording.
+
+        Parameters
+        ----------
+        first, last : int
+            Only the frames from `first` to before `last`, counted from 0.
 
         Yields
         ------
@@ -90,20 +123,32 @@ class Recording:
             A file is unreadable, truncated or of another format, or a frame has another shape or type
             than the first, or is not finite.
         """
-        return iter(self._frames)
+        return self._frames.between(first, len(self) if last is None else last)
 
     def frame(self, index: int) -> np.ndarray:
         """One frame by its number, from 0: (H, W). Raises as `frames` does."""
         return self._frames.frame(index)
 
 
-def open_recording(path: str | Path) -> Recording:
+def open_recording(
+    path: str | Path,
+    channel: int | None = None,
+    plane: int | None = None,
+    dataset: str | None = None,
+    transpose: bool = False,
+) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
 
     Parameters
     ----------
     path : str or Path
         Any of the kinds that this module names.
+    channel, plane : int, optional
+        Which to read of several, by their numbers.
+    dataset : str, optional
+        Name of the movie in an HDF5 or NWB file that has several.
+    transpose : bool
+        Exchange rows and columns of the frames.
 
     Returns
     -------
@@ -112,24 +157,60 @@ def open_recording(path: str | Path) -> Recording:
     Raises
     ------
     UserError
-        There is no such thing, it holds no frames, its first frame, labels or info are unreadable, or
-        it has labels twice.
+        There is no such thing, it holds no frames, its first frame, labels or info are unreadable, it has
+        labels twice, or it has several channels, planes, datasets or movies and none was chosen.
     """
     path = Path(os.path.abspath(path))  # so that `.` has a name
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; check the path")
     if not path.is_dir():
-        kind = Hdf5Frames(path) if path.suffix.lower() in HDF5_SUFFIXES else TiffFrames([path])
+        kind = movie_format(path)
+        if kind == "HDF5":
+            frames: TiffFrames | Hdf5Frames = Hdf5Frames(path)
+        elif kind == "TIFF":
+            frames = TiffFrames([path], channel, plane, transpose)
+        else:
+            raise UserError(
+                f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
+            )
         beside = [path.with_name(f"{path.stem}.regions{suffix}") for suffix in LABEL_SUFFIXES]
-        return Recording(path, kind, the_labels([file for file in beside if file.exists()]), info={})
+        return Recording(
+            path, frames, the_labels([file for file in beside if file.exists()]), {}, frames.notes
+        )
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
     if not files:
-        raise UserError(f"{path}: holds no frames; images/*.tiff or a TIFF stack is expected")
+        others = [file for file in visible_files(images) if file.is_file() and movie_format(file) != "TIFF"]
+        hint = f", but {others[0].name}: give that file itself" if others else ""
+        raise UserError(f"{path}: holds no frames{hint}; images/*.tiff or a TIFF stack is expected")
+    chosen = frame_files(files, channel, plane)
+    frames = TiffFrames(chosen.files, chosen.channel, chosen.plane, transpose)
+    notes = [*chosen.notes, *frames.notes]
+    if images == path and len(chosen.files) > 1:
+        notes += require_one_movie(chosen.files, frames.counts())
     regions = visible_files(path / "regions") if (path / "regions").is_dir() else []
     labels = the_labels([file for file in regions if is_label_file(file)])
     info = read_info(path / "info.json")
-    return Recording(path, TiffFrames(files), labels, info)
+    return Recording(path, frames, labels, info, notes)
+
+
+def movie_format(path: Path) -> str:
+    """The kind of a file by its content, or else its suffix: "TIFF", "HDF5", or another's in words."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check its permissions") from error
+    if start in HEADERS:
+        return "TIFF"
+    if is_hdf5(path):
+        return "HDF5"
+    suffix = path.suffix.lower()
+    if suffix in TIFF_SUFFIXES or suffix in HDF5_SUFFIXES:  # damaged: its reader says how
+        return "TIFF" if suffix in TIFF_SUFFIXES else "HDF5"
+    return next(
+        (name for suffixes, name in FOREIGN.items() if suffix[1:] in suffixes), "neither TIFF nor HDF5"
+    )
 
 
 def is_frame_file(file: Path) -> bool:

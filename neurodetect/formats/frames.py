@@ -27,37 +27,39 @@ def require_finite(frame: np.ndarray, path: Path, index: int) -> np.ndarray:
     return frame
 
 
-def choose(number: int | None, names: list[str], kind: str, path: Path) -> int:
+def choose(
+    number: int | None, names: list[str], kind: str, path: Path, numbers: list[int] | None = None
+) -> int:
     """Which of a recording's channels or planes is meant, from 0.
 
     Parameters
     ----------
     number : int or None
-        What `--channel` or `--plane` says, from 1.
+        What `--channel` or `--plane` says.
     names : list of str
         What there is, in order.
     kind : str
         "channel" or "plane": also the option's name.
     path : Path
         The recording.
+    numbers : list of int, optional
+        The numbers that they have at the microscope; by default from 1.
 
     Raises
     ------
     UserError
-        There are several and none was chosen, or not as many as the number says.
+        There are several and none was chosen, or none has the number.
     """
-    count = len(names)
+    numbers = numbers or list(range(1, len(names) + 1))
+    if number in numbers:
+        return numbers.index(number)
+    if number is None and len(names) == 1:
+        return 0
+    each = zip(numbers, names, strict=True)
+    choices = ", ".join(f"{n} ({name})" if name else str(n) for n, name in each)
     if number is None:
-        if count == 1:
-            return 0
-        choices = ", ".join(
-            f"{index} ({name})" if name else str(index) for index, name in enumerate(names, 1)
-        )
         raise UserError(
-            f"{path}: has {count} {kind}s, which are not averaged: choose one with --{kind} N, of {choices}"
+            f"{path}: has {len(names)} {kind}s, which are not averaged with each other: "
+            f"choose one with --{kind} N, of {choices}"
         )
-    if number > count:
-        raise UserError(
-            f"{path}: has {count} {kind}{'' if count == 1 else 's'}, so there is no --{kind} {number}"
-        )
-    return number - 1
+    raise UserError(f"{path}: has no {kind} {number}; there is {choices}")

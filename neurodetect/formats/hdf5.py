@@ -65,6 +65,12 @@ class Hdf5Frames:
         fitting = max(1, BLOCK_BYTES // (self.dtype.itemsize * sides[0] * sides[1]))
         self._frames_a_block = fitting // chunk * chunk or fitting
 
+    pixels_per_micron = None
+    notes: list[str] = []
+
+    def between(self, start, stop):
+        return (self.frame(i) for i in range(start, stop))
+
     def __len__(self) -> int:
         """Number of frames."""
         return self._count
@@ -90,6 +96,11 @@ class Hdf5Frames:
         if self._transpose:
             block = block.transpose(0, 2, 1)
         return block.astype(self.dtype, copy=False)
+
+
+def is_hdf5(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
 @contextmanager

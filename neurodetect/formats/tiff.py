@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
+import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +24,16 @@ import numpy as np
 import tifffile
 
 from neurodetect.files import UserError, reason
+from neurodetect.formats.axes import (
+    ONE_BY_ONE,
+    Axes,
+    OmeSet,
+    chosen_pages,
+    make_choice,
+    read_axes,
+    read_ome,
+    read_scale,
+)
 from neurodetect.formats.frames import LARGEST_FRAME, describe_frame, require_finite
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -48,18 +60,32 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 class Layout(NamedTuple):
-    """Where the frames of a TIFF file are.
+    """Where the pages of a TIFF file are, and which of them are the recording's frames.
 
     `directories` are the positions of its image file directories in the file. There is one for each
-    frame, or one for all `count` frames, which then follow each other uncompressed.
+    page, or one for all, which then follow each other uncompressed.
     """
 
     directories: list[int]
-    count: int
+    pages: Sequence[int] | np.ndarray  # their numbers, from 0
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return len(self.pages)
 
 
 class TiffFrames:
     """The frames of TIFF files, one or several a file, all of one kind.
+
+    Parameters
+    ----------
+    files : list of Path
+        In the order of time.
+    channel, plane : int, optional
+        Which to read where there are several, by their numbers.
+    transpose : bool
+        Exchange rows and columns.
 
     Attributes
     ----------
@@ -69,18 +95,40 @@ class TiffFrames:
         Of every frame: an integer or float type.
     rate_hz : None
         TIFF does not say.
+    pixels_per_micron : float or None
+        Where ImageJ, OME or ScanImage say.
+    notes : list of str
+        What of the files is left out.
+
+    Raises
+    ------
+    UserError
+        The first file is unreadable, or has several channels or planes and none was chosen.
     """
 
     rate_hz = None
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(
+        self,
+        files: list[Path],
+        channel: int | None = None,
+        plane: int | None = None,
+        transpose: bool = False,
+    ) -> None:
         self._files = files
+        self._transpose = transpose
         self._found: tuple[list[Layout], list[int]] | None = None
+        self._ome: OmeSet | None = None
         with open_tiff(files[0]) as tiff:
-            refuse_channels(tiff, files[0])
+            self._axes = read_axes(tiff, files[0], channel is not None or plane is not None)
+            if tiff.pages[0].is_ome:
+                self._ome, self._axes = ome_set(tiff, files)
+            self._choice, self.notes = make_choice(self._axes, channel, plane, files[0])
+            self._goes_on = bool(tiff.is_scanimage)  # from file to file, in the middle of a volume too
+            self.pixels_per_micron = read_scale(tiff)
             first = read_page(tiff, files[0], tiff.pages[0], 0)
             self._compressed = tiff.pages[0].compression != tifffile.COMPRESSION.NONE
-        self.shape: tuple[int, int] = first.shape
+        self.shape: tuple[int, int] = first.shape[::-1] if transpose else first.shape
         self.dtype: np.dtype = first.dtype
 
     def __len__(self) -> int:
@@ -88,18 +136,34 @@ class TiffFrames:
         return self._layouts()[1][-1]
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        return self.between(0, len(self))
+
+    def between(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The frames from `start` to before `stop`, in order: (H, W)."""
         each = ahead if self._compressed else in_turn
-        files = zip(self._files, self._layouts()[0], strict=True)
-        for alone, group in groupby(files, key=lambda file: file[1].count == 1):
+        layouts, ends = self._layouts()
+        parts = [
+            (
+                path,
+                layout,
+                range(max(0, start - end + layout.count), min(layout.count, stop - end + layout.count)),
+            )
+            for path, layout, end in zip(self._files, layouts, ends, strict=True)
+        ]
+        for alone, group in groupby(parts, key=lambda part: len(part[1].directories) == 1 == part[1].count):
             if alone:  # a file a frame
-                yield from each(partial(self._read_file, path, layout, 0) for path, layout in group)
+                yield from each(
+                    partial(self._read_file, path, layout, i) for path, layout, of in group for i in of
+                )
                 continue
-            for path, layout in group:
+            for path, layout, indices in group:
+                if not indices:
+                    continue
                 with open_tiff(path) as tiff:
                     tiff.filehandle.set_lock(self._compressed)  # it is shared by the threads of `ahead`
                     like = frame_entries(tiff, tiff.pages[0].offset)
                     read = partial(self._read, tiff, path, layout, like=like)
-                    yield from each(partial(read, index) for index in range(layout.count))
+                    yield from each(partial(read, index) for index in indices)
 
     def frame(self, index: int) -> np.ndarray:
         """One frame by its number: (H, W). Raises IndexError, and UserError as iterating does."""
@@ -110,13 +174,53 @@ class TiffFrames:
         layout = layouts[number]
         return self._read_file(self._files[number], layout, index - (ends[number] - layout.count))
 
+    def counts(self) -> list[int]:
+        """Number of frames in each file. The first call looks into every file."""
+        return [layout.count for layout in self._layouts()[0]]
+
     def _layouts(self) -> tuple[list[Layout], list[int]]:
         """The layout of each file, and the number of frames up to its end."""
         if self._found is None:
-            counts: dict[bytes, int] = {}
-            layouts = [find_layout(path, counts) for path in self._files]
+            described: dict[bytes, Described] = {}
+            layouts = []
+            before = 0
+            for path in self._files:
+                alone = len(self._files) == 1
+                directories, count = find_pages(path, described, alone)
+                if path == self._files[-1] and count == 1 and not alone and is_cut_frame(path):
+                    warnings.warn(f"{path}: is cut short and left out, as the last frame", stacklevel=3)
+                    count = 0
+                layouts.append(Layout(directories, self._chosen(path, count, before)))
+                before += count if self._goes_on else 0
+            if not sum(layout.count for layout in layouts):
+                raise UserError(f"{self._files[0]}: has no frame of this channel and plane; choose another")
             self._found = layouts, list(accumulate(layout.count for layout in layouts))
         return self._found
+
+    def _chosen(self, path: Path, count: int, before: int) -> Sequence[int] | np.ndarray:
+        """Which pages of a file are frames of the channel and plane that are read."""
+        if self._ome is None:
+            return chosen_pages(self._axes, self._choice, count, before)
+        listed = [page for page in self._ome.pages if page.file in ("", path.name)]
+        if not listed and count > 1:
+            raise UserError(
+                f"{path}: is not among the files that {self._files[0].name} lists as its recording; "
+                "put it into a folder of its own"
+            )
+        if len(self._axes.channels) == len(self._axes.planes) == 1 or not listed:
+            return range(count)
+        if len(listed) < count:
+            raise UserError(
+                f"{path}: has {count} pages, of which its OME-XML lists {len(listed)}; export it again"
+            )
+        images = self._ome.images > 1
+        chosen = [
+            page.page
+            for page in listed
+            if page.channel == self._choice.channel
+            and (page.image if images else page.plane) == self._choice.plane
+        ]
+        return [page for page in chosen if page < count]
 
     def _read_file(self, path: Path, layout: Layout, index: int) -> np.ndarray:
         """A file's frame by its number in the file."""
@@ -127,14 +231,17 @@ class TiffFrames:
         self, tiff: tifffile.TiffFile, path: Path, layout: Layout, index: int, like: list[bytes] | None = None
     ) -> np.ndarray:
         """An open file's frame by its number in the file, checked. `like` is as of `find_page`."""
-        skip = index if len(layout.directories) == 1 else 0
-        frame = read_page(tiff, path, find_page(tiff, layout, index, like), index, skip)
+        number = int(layout.pages[index])
+        skip = number if len(layout.directories) == 1 else 0
+        frame = read_page(tiff, path, find_page(tiff, layout, number, like), number, skip)
+        if self._transpose:
+            frame = frame.T
         if frame.shape != self.shape or frame.dtype != self.dtype:
             raise UserError(
-                f"{path}: frame {index} is {describe_frame(frame.shape, frame.dtype)}, but the recording "
+                f"{path}: frame {number} is {describe_frame(frame.shape, frame.dtype)}, but the recording "
                 f"began with {describe_frame(self.shape, self.dtype)}; a recording has frames of one kind"
             )
-        return require_finite(frame, path, index)
+        return require_finite(frame, path, number)
 
 
 def in_turn(reads: Iterable[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
@@ -171,35 +278,66 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         raise UserError(f"{path}: cannot be read as TIFF ({error}); {mend}") from error
 
 
-def refuse_channels(tiff: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a movie of several channels: a mean over its pages would mix the colours.
+def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, Axes]:
+    """What the OME-XML of an open file, or of the file that it points to, says of the recording's pages.
 
-    Where nothing but "channels" is many they are taken for frames: tifffile calls them so in an ImageJ
-    file when it is not told what they are.
+    Of a set whose files were told apart by their names only what is in the given files counts.
     """
-    images = channels = 1
-    if tiff.is_imagej:
-        channels, images = (tiff.imagej_metadata.get(key, 1) for key in ("channels", "images"))
-    elif tiff.is_ome:
-        channels = dict(zip(tiff.series[0].axes, tiff.series[0].shape, strict=True)).get("C", 1)
-        images = len(tiff.pages)
-    if 1 < channels < images:
-        raise UserError(f"{path}: has {channels} channels; export the one that shows the neurons")
+    xml = tiff.pages[0].description
+    master = re.search(r'<(?:\w+:)?BinaryOnly\b[^>]*\bMetadataFile="([^"]*)"', xml)
+    if master:
+        path = files[0].with_name(Path(master[1]).name)
+        if not path.exists():
+            return None, ONE_BY_ONE
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            with open_tiff(path) as other:
+                xml = other.pages[0].description
+        else:
+            xml = path.read_text("utf-8", "replace")
+    ome = read_ome(xml, files[0])
+    names = {file.name for file in files}
+    listed = [page for page in ome.pages if page.file in names or not page.file]
+    if not listed:  # the file was renamed
+        listed = [page._replace(file="") for page in ome.pages] if len(files) == 1 else []
+    channels = sorted({page.channel for page in listed}) or [0]
+    planes = sorted({page.image if ome.images > 1 else page.plane for page in listed}) or [0]
+    if ome.images > 1 and ome.planes > 1:
+        raise UserError(f"{files[0]}: has {ome.images} images of {ome.planes} planes; export one of each")
+    pages = [
+        page._replace(channel=channels.index(page.channel), plane=page.plane if len(planes) > 1 else 0)
+        for page in listed
+    ]
+    names_of = [ome.channels[channel] for channel in channels]
+    what = "image" if ome.images > 1 else ""
+    named = [f"{what} {plane + 1}".strip() if what else "" for plane in planes]
+    return ome._replace(pages=pages), Axes((("T", 1),), names_of, named)
 
 
-def find_layout(path: Path, counts: dict[bytes, int]) -> Layout:
-    """Find the frames of a TIFF file without reading them.
+class Described(NamedTuple):
+    """What a file with one directory says of the pages that follow the first: bytes, and where they begin."""
+
+    count: int
+    start: int
+    page: int
+
+
+def find_pages(path: Path, described: dict[bytes, Described], alone: bool) -> tuple[list[int], int]:
+    """Find the pages of a TIFF file without reading them: positions of its directories, and their number.
 
     Only the chain of directories is followed, which takes microseconds a frame where parsing the
     directories takes tens of them. tifffile's `pages` would follow it too, but to end earlier than the
     file says is no error there, and a chain that leads back into itself takes all memory.
 
+    Of a file whose last frame was cut, as when a recording is aborted, the others are found, with a warning.
+
     Parameters
     ----------
     path : Path
-    counts : dict
-        Number of frames by description, of files with one directory; what is learned is added, since
-        the thousands of files of one recording say the same.
+    described : dict
+        By description, what files with one directory say; what is learned is added, since the thousands
+        of files of one recording say the same.
+    alone : bool
+        Whether the file is the whole recording.
 
     Raises
     ------
@@ -208,21 +346,87 @@ def find_layout(path: Path, counts: dict[bytes, int]) -> Layout:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            directories, description = follow_directories(file, path)
+            directories, description, whole = follow_directories(file, path)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
+    if len(directories) > 1 or not whole:
+        directories = whole_directories(path, directories, whole, size)
+        return directories, len(directories)
     # One directory may describe the first of many frames that follow each other: ImageJ does this above
     # 4 GB, tifffile on request. Both say so in the description.
-    if len(directories) > 1 or not (b"ImageJ=" in description or b"shape" in description):
-        return Layout(directories, len(directories))
-    if description not in counts:
+    if not (b"ImageJ=" in description or b"shape" in description):
+        return directories, 1
+    if description not in described:
         with open_tiff(path) as tiff:
-            counts[description] = described_count(tiff)
-    return Layout(directories, counts[description])
+            described[description] = described_pages(tiff)
+    count, start, page = described[description]
+    there = (size - start) // page if count > 1 else 1
+    if there == 1 < count and b"ImageJ=" in description:
+        # Copied from the movie to a single frame of it.
+        if alone:
+            warnings.warn(f"{path}: says that it has {count} frames, but holds one", stacklevel=4)
+        return directories, 1
+    if there == count - 1 > 0:
+        warn_of_cut(path, there)
+        count = there
+    return directories, count
 
 
-def follow_directories(file: BinaryIO, path: Path) -> tuple[list[int], bytes]:
-    """Positions of a TIFF file's directories, and the first one's description (empty without one).
+def whole_directories(path: Path, directories: list[int], chain_ends: bool, size: int) -> list[int]:
+    """The directories without the last one if its frame was cut, for which there is a warning.
+
+    Raises
+    ------
+    UserError
+        More than one frame is missing: the file is damaged.
+    """
+    with open_tiff(path) as tiff:
+        ends = [
+            end_of(page_at(tiff, directories[i], i))
+            for i in range(max(0, len(directories) - 2), len(directories))
+        ]
+        if len(ends) > 1 and ends[0] <= size < ends[1]:
+            warn_of_cut(path, len(directories) - 1)
+            return directories[:-1]
+        if not chain_ends:
+            # What follows the last whole frame is less than two of them.
+            if not ends[-1] <= size < ends[-1] + 2 * abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)):
+                raise UserError(
+                    f"{path}: is cut short, frame {len(directories)} is missing or damaged; "
+                    "copy or export it again"
+                )
+            warn_of_cut(path, len(directories))
+    return directories
+
+
+def page_at(tiff: tifffile.TiffFile, position: int, index: int) -> tifffile.TiffPage:
+    """The page whose directory is at a position of an open file, parsed in full."""
+    tiff.filehandle.seek(position)
+    return tifffile.TiffPage(tiff, index)
+
+
+def end_of(page: tifffile.TiffPage | tifffile.TiffFrame) -> int:
+    """Where in its file the pixels of a page end."""
+    return max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+
+
+def warn_of_cut(path: Path, count: int) -> None:
+    warnings.warn(
+        f"{path}: is cut short in frame {count + 1}, which is left out; {count} are read", stacklevel=5
+    )
+
+
+def is_cut_frame(path: Path) -> bool:
+    """Whether the pixels of a file's first page end behind the end of the file."""
+    with open_tiff(path) as tiff:
+        return end_of(tiff.pages[0]) > tiff.filehandle.size
+
+
+def follow_directories(file: BinaryIO, path: Path) -> tuple[list[int], bytes, bool]:
+    """Positions of a TIFF file's directories, the first one's description (empty without one).
+
+    And whether their chain ends as it should: it may lead out of a file that was cut.
 
     The format: https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, section 2; BigTIFF has
     the same structure with wider numbers.
@@ -248,12 +452,12 @@ def follow_directories(file: BinaryIO, path: Path) -> tuple[list[int], bytes]:
             directories.append(position)
             position = following
     except (struct.error, OverflowError):
-        raise UserError(
-            f"{path}: is cut short, frame {len(directories)} is missing or damaged; copy or export it again"
-        ) from None
+        if directories:
+            return directories, description, False
+        raise UserError(f"{path}: is cut short before its first frame; copy or export it again") from None
     if not directories:
         raise UserError(f"{path}: has no frames; copy or export it again")
-    return directories, description
+    return directories, description, True
 
 
 def read_entries(
@@ -289,13 +493,15 @@ def description_of(file: BinaryIO, numbers: tifffile.TiffFormat, entries: bytes)
     return description
 
 
-def described_count(tiff: tifffile.TiffFile) -> int:
-    """Number of frames that the description of a file with one directory promises."""
+def described_pages(tiff: tifffile.TiffFile) -> Described:
+    """The pages that the description of a file with one directory promises."""
+    first = tiff.pages[0]
+    count = 1
     if tiff.is_imagej:
-        return max(1, int(tiff.imagej_metadata.get("images", 1)))
-    if tiff.is_shaped:
-        return max(1, tiff.series[0].size // max(tiff.pages[0].size, 1))
-    return 1
+        count = int((tiff.imagej_metadata or {}).get("images", 1))
+    elif tiff.is_shaped:
+        count = tiff.series[0].size // max(first.size, 1)
+    return Described(max(1, count), first.dataoffsets[0] if first.dataoffsets else 0, max(1, first.nbytes))
 
 
 def frame_entries(tiff: tifffile.TiffFile, position: int) -> list[bytes]:
@@ -324,8 +530,7 @@ def find_page(
             if strips_fit(frame, first):
                 frame.keyframe = first
                 return frame
-        tiff.filehandle.seek(position)
-        return tifffile.TiffPage(tiff, index)
+        return page_at(tiff, position, index)
 
 
 def strips_fit(frame: tifffile.TiffFrame, first: tifffile.TiffPage) -> bool:
@@ -356,8 +561,7 @@ def read_page(
         )
     if page.size > LARGEST_FRAME:
         raise UserError(f"{path}: frame {index} claims {page.size} pixels; the file is damaged")
-    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-    if max(ends, default=0) + skip * page.nbytes > tiff.filehandle.size:
+    if end_of(page) + skip * page.nbytes > tiff.filehandle.size:
         raise UserError(f"{path}: is cut short in frame {index}; copy or export it again")
     if skip:
         with tiff.filehandle.lock:
@@ -365,5 +569,21 @@ def read_page(
             frame = tiff.filehandle.read_array(page.dtype.newbyteorder(tiff.byteorder), page.size)
         frame = frame.reshape(page.shape)
     else:
+        require_codec(page.keyframe, path)
         frame = page.asarray()
-    return frame.astype(frame.dtype.newbyteorder("="), copy=False)
+    frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
+    if page.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:  # its large values are dark
+        frame = -frame if frame.dtype.kind == "f" else ~frame
+    return frame
+
+
+def require_codec(page: tifffile.TiffPage, path: Path) -> None:
+    """Refuse a compression that takes a package which is not installed."""
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression]
+        tifffile.TIFF.UNPREDICTORS[page.predictor]
+    except Exception as error:  # KeyError, and ImportError, AttributeError, ... of a package half installed
+        name = getattr(page.compression, "name", page.compression)
+        raise UserError(
+            f"{path}: is compressed ({name}), for which a package is missing; pip install imagecodecs"
+        ) from error

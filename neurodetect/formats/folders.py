@@ -1,0 +1,166 @@
+"""Which TIFF files of a folder are the frames of one recording: one channel, one plane, no masks, one movie.
+
+Programs that write a file a frame tell channels and planes apart by the files' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from neurodetect.files import UserError, natural_key
+from neurodetect.formats.frames import choose
+
+MOST_NUMBERS = 16  #: channels or planes; more different numbers in files' names count frames
+NAMES_SHOWN = 4  #: files that a message names
+# What ImageJ calls a projection, and Cellpose, ThorImage and people what is no frame.
+DERIVED = re.compile(
+    r"^(AVG|MAX|MIN|SUM|STD|MED)_"
+    r"|(?i:[_\-. ](masks?|flows|outlines|labels?|rois?|preview|thumb(nail)?|projection|mean|avg|std)$)"
+)
+CHANNEL = re.compile(r"(?i)(?:^|[_\-. ])(?:channel|chan|ch)[_\-]?([a-d]|\d+)(?=$|[_\-. ])")
+COLOUR = re.compile(r"(?i)(?:^|[_\-. ])(red|green)(?=$|[_\-. ])")
+PLANE = re.compile(r"(?i)(?:^|[_\-. ])plane[_\-]?(\d+)(?=$|[_\-. ])")
+# Letters that may as well belong to the number of a frame: then every file has another number.
+CHANNEL_LETTER = re.compile(r"(?i)(?:^|[_\-. ])c[_\-]?(\d+)(?=$|[_\-. ])")
+PLANE_LETTER = re.compile(r"(?i)(?:^|[_\-. ])(?:z|slice)[_\-]?(\d+)(?=$|[_\-. ])")
+THORIMAGE_PLANE = re.compile(r"^Chan[A-D]_\d+_\d+_(\d+)_\d+$")  # then the number of the frame
+PRAIRIE = re.compile(r"_Cycle(\d+)_Ch\d+_(\d+)$")  # Bruker: in a Z series the cycle counts the volumes
+PRAIRIE_Z = b'type="TSeries ZSeries Element"'
+
+
+class FrameFiles(NamedTuple):
+    """The files of one channel and plane.
+
+    `channel` and `plane` are what is left to choose within the files: None where the names told.
+    """
+
+    files: list[Path]
+    channel: int | None
+    plane: int | None
+    notes: list[str]
+
+
+def frame_files(files: list[Path], channel: int | None, plane: int | None) -> FrameFiles:
+    """The files of one channel and plane by their names, and lines on what is left out.
+
+    Parameters
+    ----------
+    files : list of Path
+        TIFF files of one folder, in order.
+    channel, plane : int, optional
+        As the user chose.
+
+    Raises
+    ------
+    UserError
+        There are several channels or planes and none was chosen, or not as many.
+    """
+    folder, notes = files[0].parent, []
+    left: dict[str, int | None] = {"channel": channel, "plane": plane}
+    derived = [file for file in files if DERIVED.search(stem(file))]
+    if len(derived) < len(files) and derived:
+        files = [file for file in files if file not in set(derived)]
+        notes.append(f"{name_some(derived)} {'is' if len(derived) == 1 else 'are'} no frames and left out")
+    for kind, words in (
+        ("channel", (CHANNEL, COLOUR, CHANNEL_LETTER)),
+        ("plane", (THORIMAGE_PLANE, PLANE, PLANE_LETTER)),
+    ):
+        found = tell_apart(files, words)
+        if kind == "plane" and not found:
+            found = prairie_planes(files)
+        if found:
+            names = sorted(set(found.values()), key=natural_key)
+            numbers = [int(name) for name in names] if all(map(str.isdecimal, names)) else None
+            if numbers and (numbers[0] == 0 or len(set(numbers)) < len(numbers)):
+                numbers = None
+            name = names[choose(left[kind], names, kind, folder, numbers)]
+            left[kind] = None
+            notes.append(f"{kind} {name} of {', '.join(names)}, the others are left out")
+            files = [file for file in files if found.get(file) == name]
+    return FrameFiles(files, left["channel"], left["plane"], notes)
+
+
+def stem(file: Path) -> str:
+    """A file's name without `.tif` or `.ome.tif`."""
+    return re.sub(r"(?i)\.ome$", "", file.stem)
+
+
+def tell_apart(files: Sequence[Path], words: Sequence[re.Pattern[str]]) -> dict[Path, str]:
+    """What follows one of the words in each file's name, where it tells a few sorts of files apart.
+
+    Empty where the files have no such word, or all the same after it.
+    """
+    for word in words:
+        found = {file: match[1] for file in files if (match := word.search(stem(file)))}
+        sorts = set(found.values())
+        certain = word not in (CHANNEL_LETTER, PLANE_LETTER)
+        if 1 < len(sorts) <= MOST_NUMBERS and (certain or len(sorts) < len(found)):
+            return found
+    return {}
+
+
+def prairie_planes(files: Sequence[Path]) -> dict[Path, str]:
+    """The plane of each file that Bruker's Prairie View wrote in a Z series over time; otherwise empty."""
+    found = {file: match for file in files if (match := PRAIRIE.search(stem(file)))}
+    cycles, numbers = ({match[group] for match in found.values()} for group in (1, 2))
+    if len(cycles) < 2 or not 1 < len(numbers) <= MOST_NUMBERS:
+        return {}
+    try:
+        headers = [path.read_bytes() for path in files[0].parent.glob("*.xml")]
+    except OSError:
+        headers = []
+    if headers and not any(PRAIRIE_Z in header for header in headers):
+        return {}  # a movie that was taken in several runs
+    return {file: match[2] for file, match in found.items()}
+
+
+def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]:
+    """Refuse files that do not look like parts of one recording; otherwise lines on how they are read.
+
+    Files of a frame each belong together whatever they are called, unless most are called alike and some
+    are not. Files of several frames have to be numbered as parts are: `run_1.tif`, `run_00001.tif`, not
+    `mouse1.tif` and `mouse2.tif`.
+
+    Parameters
+    ----------
+    files : sequence of Path
+    counts : sequence of int
+        Frames in each.
+
+    Raises
+    ------
+    UserError
+        They do not.
+    """
+    folder = files[0].parent
+    advice = "give the file that is meant, or put the parts of one recording into a folder images/ in it"
+    alike = Counter(pattern(file) for file in files)
+    (usual, most), *others = alike.most_common()
+    several = max(counts) > 1
+    if others and (several or most > 1):
+        odd = [file for file in files if pattern(file) != usual]
+        first = next(file for file in files if pattern(file) == usual)
+        raise UserError(f"{folder}: holds more than one movie, {first.name} and {name_some(odd)}: {advice}")
+    if several and len(files) > 1:
+        if all(re.search(r"[^\W\d_](?!0)\d+$", stem(file)) for file in files):
+            raise UserError(f"{folder}: holds {len(files)} movies, {name_some(files)}: {advice}")
+        return [f"{len(files)} files, {name_some(files)}, are read as parts of one movie"]
+    return []
+
+
+def pattern(file: Path) -> str:
+    """A file's name with # for every number, and without a number at its end."""
+    return re.sub(r"[\W_]*#\W*$", "", re.sub(r"\d+", "#", stem(file)))
+
+
+def name_some(files: Sequence[Path]) -> str:
+    """The files' names, of many the first few."""
+    names = [file.name for file in files[:NAMES_SHOWN]]
+    more = len(files) - len(names)
+    if more:
+        return f"{', '.join(names)} and {more} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
