@@ -21,7 +21,7 @@ def main() -> None:
         check_movie_suffix(args.save)
     else:
         require_display("use --save movie.gif")
-    recording = open_recording(args.recording)
+    recording = open_recording(args.recording, **console.reading_options(args))
     if args.submission:
         from neurodetect.regions import read_submission  # half a second that others need not wait
 

@@ -22,28 +22,27 @@ def main() -> None:
     from neurodetect.prepared import require_name, write_prepared
     from neurodetect.progress import progress_bar
     from neurodetect.projection import clip_bright, mean_projection
-    from neurodetect.recording import open_recording, refuse_recording
+    from neurodetect.recording import chosen_frames, open_recording, refuse_recording
     from neurodetect.regions import require_distinct_datasets
     from neurodetect.view.figures import draw_regions, require_display, save_figure, show_figure
 
     if args.show:
         require_display()
     refuse_recording(args.output_folder)
-    recordings = [open_recording(path) for path in args.recordings]
+    recordings = [open_recording(path, **console.reading_options(args)) for path in args.recordings]
     for recording in recordings:
         require_name(recording.name)
     require_distinct_datasets(recording.name for recording in recordings)
     require_writable(args.output_folder)
 
     for recording in recordings:
-        frames = progress_bar(recording, description=recording.name, total=len(recording), unit="frame")
+        chosen = chosen_frames(recording, args.frames)
+        scale = args.pixels_per_micron or recording.pixels_per_micron
+        frames = recording.frames(chosen.start, chosen.stop)
+        frames = progress_bar(frames, description=recording.name, total=len(chosen), unit="frame")
         image = clip_bright(mean_projection(frames))
-        write_prepared(
-            args.output_folder, recording.name, image, recording.regions, recording.pixels_per_micron
-        )
-        figure = draw_regions(
-            image, recording.regions, title=recording.name, pixels_per_micron=recording.pixels_per_micron
-        )
+        write_prepared(args.output_folder, recording.name, image, recording.regions, scale)
+        figure = draw_regions(image, recording.regions, title=recording.name, pixels_per_micron=scale)
         save_figure(f"{args.output_folder}/X_{recording.name}.png", figure)
         if args.show:
             show_figure(figure)
@@ -51,7 +50,9 @@ def main() -> None:
         neurons = (
             "no labels" if recording.regions is None else console.count(len(recording.regions), "neuron")
         )
-        frames = console.count(len(recording), "frame")
+        for note in recording.notes:
+            console.say(f"{recording.name}: {note}")
+        frames = console.count(len(chosen), "frame")
         console.say(f"{recording.name}: {frames} of {rows} x {columns} px, {neurons}")
 
     folder = args.output_folder

@@ -40,8 +40,9 @@ PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotl
 
 RECORDING_HELP = (
     "a neurofinder folder (images/*.tiff, info.json), a folder of TIFF frames, or one TIFF, HDF5 or NWB "
-    "file; its labels, if any, are regions.json, ImageJ ROIs (.zip, .roi) or a label image (.tif, .png): in "
-    "the folder's regions/, or beside movie.tif as movie.regions.json, movie.regions.zip, ..."
+    "file; its labels, if any, are regions.json, ImageJ ROIs (.zip, .roi), a label image (.tif, .png) or "
+    "what Suite2p or Cellpose saved (.npy): in the folder's regions/, or beside movie.tif as "
+    "movie.regions.json, movie.regions.zip, ..., or in an NWB file"
 )
 
 _started = time.monotonic()
@@ -110,6 +111,46 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         return sorted(set(words), key=words.index)
 
     return parse
+
+
+def add_recording_options(parser: argparse.ArgumentParser) -> None:
+    """--channel, --plane, --dataset, --transpose and --frames: what of a recording is read."""
+    group = parser.add_argument_group("reading the recording")
+    group.add_argument(
+        "--channel",
+        type=number_in(int, 0),
+        metavar="N",
+        help="which channel to read of a recording that has several; without it they are refused, with their "
+        "numbers (channels are never averaged with each other)",
+    )
+    group.add_argument(
+        "--plane",
+        type=number_in(int, 0),
+        metavar="N",
+        help="which plane (depth) to read of a recording that has several",
+    )
+    group.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="which dataset of an HDF5 or NWB file is the movie, where it has several; without it they are "
+        "listed",
+    )
+    group.add_argument(
+        "--transpose",
+        action="store_true",
+        help="exchange rows and columns of the frames, for files that have them the other way round",
+    )
+    group.add_argument(
+        "--frames",
+        type=frame_numbers,
+        metavar="FIRST:LAST",
+        help="only these frames, counted from 1, for example 1:200 (default: all)",
+    )
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `open_recording` is told of the options of `add_recording_options`."""
+    return {key: getattr(args, key) for key in ("channel", "plane", "dataset", "transpose")}
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -248,13 +289,6 @@ def animation_options(description: str) -> argparse.Namespace:
         "(default: the labelled ones)",
     )
     parser.add_argument(
-        "--frames",
-        type=frame_numbers,
-        metavar="FIRST:LAST",
-        help="only these frames, counted from 1 as the movie shows them, for example 1:200 (default: all; "
-        "in a .gif the first 100)",
-    )
-    parser.add_argument(
         "--speed",
         type=number_in(float, 0.01, 1000),
         default=1.0,
@@ -265,9 +299,10 @@ def animation_options(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--save",
         metavar="FILE",
-        help="write the movie into this .gif, or .mp4 where ffmpeg is installed, and open no window "
-        "(default: a window)",
+        help="write the movie into this .gif, or .mp4 where ffmpeg is installed, and open no window; a .gif "
+        "has the first 100 frames unless --frames says which (default: a window)",
     )
+    add_recording_options(parser)
     return parser.parse_args()
 
 
@@ -286,7 +321,26 @@ def preprocessing_options(description: str) -> argparse.Namespace:
     parser.add_argument("recordings", nargs="+", metavar="RECORDING", help=RECORDING_HELP)
     parser.add_argument("output_folder", metavar="OUTPUT_FOLDER", help="made if it is missing")
     parser.add_argument("--show", action="store_true", help="also open a window with each picture")
-    return parser.parse_args()
+    add_recording_options(parser)
+    group = parser.add_argument_group("what goes with the recording")
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="the labelled neurons, wherever they are: regions.json, ImageJ ROIs (.zip, .roi or a folder of "
+        "them), a label image (.tif, .png), Suite2p's stat.npy, Cellpose's _seg.npy, or a submission.json "
+        "whose neurons someone corrected; for one RECORDING (default: those in or beside the recording)",
+    )
+    group.add_argument(
+        "--pixels-per-micron",
+        type=number_in(float, 0.001, 1000),
+        metavar="N",
+        help="the scale, for recordings that do not say it themselves (default: as info.json or the frames' "
+        "files say, otherwise unknown)",
+    )
+    args = parser.parse_args()
+    if args.labels is not None and len(args.recordings) > 1:
+        parser.error("--labels is for one RECORDING; prepare the recordings one by one")
+    return args
 
 
 def crossvalidation_options(description: str) -> argparse.Namespace:

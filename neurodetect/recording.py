@@ -194,6 +194,21 @@ def open_recording(
     return Recording(path, frames, labels, info, notes)
 
 
+def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:
+    """Numbers, from 0, of the frames from a first to a last one, counted from 1; by default of all.
+
+    Raises
+    ------
+    UserError
+        The recording has none of them.
+    """
+    length = len(recording)
+    first, last = frames or (1, length)
+    if not 1 <= first <= min(last, length):
+        raise UserError(f"{recording.path}: has frames 1 to {length}, none from {first} to {last}")
+    return range(first - 1, min(last, length))
+
+
 def movie_format(path: Path) -> str:
     """The kind of a file by its content, or else its suffix: "TIFF", "HDF5", or another's in words."""
     try:

@@ -20,7 +20,7 @@ from neurodetect.files import UserError, positive_number
 from neurodetect.formats.frames import choose
 
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
-MOST_CHANNELS = 8  #: of a ScanImage file, whose pages are looked at one by one
+MOST_CHANNELS = 4  #: that ScanImage takes
 SQUARE = 0.01  #: largest relative difference of a pixel's height and width
 # Micrometres in the units that programs write; tifffile and ImageJ escape the sign.
 MICRONS = {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6} | dict.fromkeys(
@@ -224,7 +224,7 @@ def scanimage_axes(tiff: tifffile.TiffFile) -> Axes:
 def pages_of_one_frame(tiff: tifffile.TiffFile, channels: list[int]) -> list[int]:
     """The channels' numbers; of headers that are each page's own, those of the pages of the first frame."""
     texts = []
-    for index in range(MOST_CHANNELS):
+    for index in range(MOST_CHANNELS + 1):
         try:
             page = tiff.pages.get(index)
         except IndexError:
@@ -234,7 +234,7 @@ def pages_of_one_frame(tiff: tifffile.TiffFile, channels: list[int]) -> list[int
     if not frames[0]:
         return channels
     same = [text for text, frame in zip(texts, frames, strict=True) if frame and frame[1] == frames[0][1]]
-    if len(same) <= len(channels):
+    if not len(channels) < len(same) <= MOST_CHANNELS:
         return channels
     saved = [re.search(r"channels?Save = \[?(\d+)\]?\s*$", text, re.MULTILINE) for text in same]
     numbers = [int(match[1]) for match in saved if match]

@@ -20,7 +20,7 @@ from PIL import GifImagePlugin, Image
 
 from neurodetect.files import UserError, write_whole
 from neurodetect.progress import progress_bar
-from neurodetect.recording import Recording
+from neurodetect.recording import Recording, chosen_frames
 from neurodetect.view.figures import (
     OUTLINE,
     draw_image,
@@ -395,21 +395,6 @@ def check_movie_suffix(path: str | Path) -> None:
         raise UserError(f"{path}: there is no ffmpeg to write .mp4; install it, or save a .gif")
 
 
-def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:
-    """Numbers, from 0, of the frames from a first to a last one, counted from 1; by default of all.
-
-    Raises
-    ------
-    UserError
-        The recording has none of them.
-    """
-    length = len(recording)
-    first, last = frames or (1, length)
-    if not 1 <= first <= min(last, length):
-        raise UserError(f"{recording.path}: has frames 1 to {length}, none from {first} to {last}")
-    return range(first - 1, min(last, length))
-
-
 def movie_limits(recording: Recording) -> tuple[float, float]:
     """`grey_limits` of a whole recording, from frames evenly spread over it."""
     length = len(recording)
@@ -425,7 +410,7 @@ def grey_picture(frame: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     levels = (frame.astype(np.float32) - low) * (256 / (high - low))
     picture = np.full((*frame.shape, 4), 255, np.uint8)
-    picture[..., :3] = np.clip(levels, 0, 255).astype(np.uint8)[..., np.newaxis]
+    picture[..., :3] = np.nan_to_num(np.clip(levels, 0, 255)).astype(np.uint8)[..., np.newaxis]
     return picture
 
 

@@ -1,0 +1,495 @@
+"""Channels, planes and flyback frames of TIFF files and folders; scale; files of none of our formats."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurodetect.files import UserError
+from neurodetect.formats.axes import Axes, Choice, chosen_pages
+from neurodetect.recording import open_recording
+
+SHAPE = (6, 9)
+
+
+def movie(*leading, dtype=np.uint16, seed=0):
+    """Random frames: the leading axes, then (H, W)."""
+    return np.random.default_rng(seed).integers(1, 2000, (*leading, *SHAPE)).astype(dtype)
+
+
+def write_pages(path, frames, texts=None, software=None, **options):
+    """One directory a frame, each with a description of its own."""
+    with tifffile.TiffWriter(path, **options) as writer:
+        for index, frame in enumerate(frames):
+            text = texts(index) if callable(texts) else texts
+            writer.write(frame, contiguous=False, metadata=None, description=text, software=software)
+
+
+def refused(path, *words, **options):
+    with pytest.raises(UserError) as error:
+        len(open_recording(path, **options))
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def read(path, **options):
+    recording = open_recording(path, **options)
+    frames = list(recording)
+    assert len(recording) == len(frames)
+    middle = len(frames) // 2
+    assert np.array_equal(recording.frame(middle), frames[middle])
+    return np.array(frames)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from("TZC"), st.integers(1, 4)), min_size=1, max_size=4).filter(
+        lambda axes: all([name for name, _ in axes].count(kind) < 2 for kind in "ZC")
+    ),
+    before=st.integers(0, 1),
+)
+def test_chosen_pages_are_those_of_a_reshaped_array(sizes, before):
+    shape = [size for _, size in sizes]
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    lengths = {"Z": 1, "C": 1} | dict(sizes)
+    axes = Axes(tuple(sizes), [""] * lengths["C"], [""] * lengths["Z"])
+    for channel in range(lengths["C"]):
+        for plane in range(lengths["Z"]):
+            index = tuple({"C": channel, "Z": plane}.get(name, slice(None)) for name, _ in sizes)
+            expected = np.atleast_1d(numbers[index]).ravel()
+            pages = chosen_pages(axes, Choice(channel, plane), numbers.size - before, before)
+            assert list(pages) == [page - before for page in expected if page >= before] or before
+
+
+# ScanImage
+
+
+def scanimage(channels="1", slices=1, flyback=0, fast=True, frames=1):
+    return "\n".join(
+        [
+            "SI.VERSION_MAJOR = 2021",
+            f"SI.hChannels.channelSave = {channels}",
+            f"SI.hFastZ.enable = {'true' if fast and slices > 1 else 'false'}",
+            f"SI.hFastZ.numDiscardFlybackFrames = {flyback}",
+            f"SI.hStackManager.enable = {'true' if slices > 1 else 'false'}",
+            f"SI.hStackManager.actualNumSlices = {slices}",
+            "SI.hStackManager.numSlices = 41",
+            f"SI.hStackManager.framesPerSlice = {frames}",
+            "SI.hRoiManager.imagingFovUm = [-9 -6;9 -6;9 6;-9 6]",
+        ]
+    )
+
+
+@pytest.mark.parametrize("bigtiff", [True, False])
+def test_scanimage_interleaves_channels_planes_and_flyback_frames(tmp_path, bigtiff):
+    stack = movie(5, 4, 2, dtype=np.int16)  # T, Z with a flyback frame, C
+    path = tmp_path / "volumes.tif"
+    header = scanimage("[1;3]", slices=3, flyback=1)
+    write_pages(
+        path, stack.reshape(-1, *SHAPE), lambda i: f"frameNumbers = {i // 2 + 1}", header, bigtiff=bigtiff
+    )
+    refused(path, "has 2 channels", "--channel N, of 1 (channel 1), 3 (channel 3)")
+    refused(path, "has 3 planes", "--plane N", channel=1)
+    refused(path, "has no channel 2", channel=2)
+    refused(path, "has no plane 4", channel=3, plane=4)
+    for number, channel in ((1, 0), (3, 1)):
+        for plane in range(3):
+            assert np.array_equal(read(path, channel=number, plane=plane + 1), stack[:, plane, channel])
+    notes = open_recording(path, channel=3, plane=2).notes
+    assert "channel 3" in notes[0] and "plane 2 of 3" in notes[1] and "1 flyback frame" in notes[2]
+    assert open_recording(path, channel=1, plane=1).pixels_per_micron == pytest.approx(0.5)
+
+
+def test_scanimage_goes_on_in_the_next_file(tmp_path):
+    stack = movie(7, 3)  # volumes of three planes; the first file ends within one
+    header = scanimage(slices=3)
+    for number, part in enumerate(np.split(stack.reshape(-1, *SHAPE), [10])):
+        write_pages(tmp_path / f"run_{number + 1:05d}.tif", part, "frameNumbers = 1", header, bigtiff=True)
+    for plane in range(3):
+        assert np.array_equal(read(tmp_path, plane=plane + 1), stack[:, plane])
+
+
+def test_scanimage_takes_one_plane_after_the_other_in_a_slow_stack(tmp_path):
+    stack = movie(3, 4, 2)  # Z, T, C
+    header = scanimage("[1;2]", slices=3, fast=False, frames=4)
+    write_pages(
+        tmp_path / "slow.tif", stack.reshape(-1, *SHAPE), lambda i: f"frameNumbers = {i // 2 + 1}", header
+    )
+    assert np.array_equal(read(tmp_path / "slow.tif", channel=2, plane=3), stack[2, :, 1])
+
+
+def test_scanimage_of_one_channel_and_plane_is_a_movie(tmp_path):
+    stack = movie(5, dtype=np.int16)
+    write_pages(tmp_path / "one.tif", stack, lambda i: f"frameNumbers = {i + 1}", scanimage("2"))
+    recording = open_recording(tmp_path / "one.tif")
+    assert np.array_equal(list(recording), stack) and recording.notes == []
+    assert np.array_equal(read(tmp_path / "one.tif", channel=2), stack)
+
+
+def test_pages_of_one_frame_are_channels_though_each_header_names_one(tmp_path):
+    stack = movie(4, 2)
+    with tifffile.TiffWriter(tmp_path / "each.tif") as writer:
+        for index, frame in enumerate(stack.reshape(-1, *SHAPE)):
+            text = f"frameNumbers = {index // 2 + 1}\nframeTimestamps_sec = {index}"
+            header = scanimage(f"{index % 2 + 1}")
+            writer.write(frame, contiguous=False, metadata=None, description=text, software=header)
+    refused(tmp_path / "each.tif", "has 2 channels")
+    assert np.array_equal(read(tmp_path / "each.tif", channel=2), stack[:, 1])
+
+
+def test_scanimage_3_and_5_say_so_in_the_description(tmp_path):
+    stack = movie(6, 2)
+    old = "state.configName='x'\rstate.acq.numberOfChannelsSave=2\rstate.acq.numberOfZSlices=1\r"
+    write_pages(tmp_path / "three.tif", stack.reshape(-1, *SHAPE), old)
+    refused(tmp_path / "three.tif", "has 2 channels")
+    assert np.array_equal(read(tmp_path / "three.tif", channel=1), stack[:, 0])
+    text = "scanimage.SI5.channelsSave = [1;2]\nscanimage.SI5.stackNumSlices = 1\n"
+    write_pages(tmp_path / "five.tif", stack.reshape(-1, *SHAPE), text)
+    assert np.array_equal(read(tmp_path / "five.tif", channel=2), stack[:, 1])
+
+
+# ImageJ, tifffile
+
+
+def test_imagej_hyperstacks(tmp_path):
+    stack = movie(5, 3, 2)
+    path = tmp_path / "hyper.tif"
+    tifffile.imwrite(path, stack, imagej=True, metadata={"axes": "TZCYX"})
+    refused(path, "has 2 channels")
+    refused(path, "has 3 planes", channel=1)
+    assert np.array_equal(read(path, channel=2, plane=3), stack[:, 2, 1])
+    # Two channels over slices only: the slices are the frames, as Fiji calls those of any stack.
+    tifffile.imwrite(path, stack[:, 0], imagej=True, metadata={"axes": "ZCYX"})
+    assert np.array_equal(read(path, channel=1), stack[:, 0, 0])
+
+
+@pytest.mark.parametrize("axes", ["TYX", "ZYX", "CYX"])
+def test_an_imagej_stack_is_a_movie_whatever_its_pages_are_called(tmp_path, axes):
+    frames = movie(7)
+    tifffile.imwrite(tmp_path / "a.tif", frames, imagej=True, metadata={"axes": axes})
+    assert np.array_equal(read(tmp_path / "a.tif"), frames)
+
+
+def test_a_composite_image_has_channels(tmp_path):
+    frames = movie(2)
+    tifffile.imwrite(tmp_path / "a.tif", frames, imagej=True, metadata={"axes": "CYX", "mode": "composite"})
+    refused(tmp_path / "a.tif", "has 2 channels")
+
+
+def test_a_copied_description_does_not_cut_single_frames_short(tmp_path):
+    frames = movie(4)
+    for index, frame in enumerate(frames):
+        path = tmp_path / "images" / f"{index}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, frame, metadata=None, description="ImageJ=1.49i\nimages=1000\nslices=1000\n")
+    assert np.array_equal(read(tmp_path), frames)
+    with pytest.warns(UserWarning, match="says that it has 1000 frames, but holds one"):
+        assert len(open_recording(path)) == 1
+
+
+def test_axes_that_tifffile_wrote(tmp_path):
+    path = tmp_path / "shaped.tif"
+    stack = movie(5, 2)
+    tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "TCYX"})
+    refused(path, "has 2 channels")
+    assert np.array_equal(read(path, channel=2), stack[:, 1])
+    tifffile.imwrite(path, stack, photometric="minisblack")
+    refused(path, "has pages in 5 x 2", "--channel N")
+    assert np.array_equal(read(path, channel=1), stack[:, 0])
+    tifffile.imwrite(path, stack[:, :1], photometric="minisblack")
+    assert np.array_equal(read(path), stack[:, 0])
+    tifffile.imwrite(path, movie(5, 2, 3), photometric="minisblack")
+    refused(path, "has pages in 5 x 2 x 3", channel=1)
+
+
+# OME
+
+
+def ome(pages, sizes, order="XYZCT", images=1, physical=""):
+    """An OME-XML of `(file, ifd, {"C": .., "Z": .., "T": ..})` pages."""
+    data = "".join(
+        f'<TiffData IFD="{ifd}" PlaneCount="1" '
+        + " ".join(f'First{axis}="{at}"' for axis, at in place.items())
+        + f'><UUID FileName="{file}">urn:uuid:{zlib.crc32(file.encode()):032x}</UUID></TiffData>'
+        for file, ifd, place in pages
+    )
+    size = " ".join(f'Size{axis}="{sizes.get(axis, 1)}"' for axis in "ZCT")
+    image = (
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="{order}" Type="uint16" '
+        'SizeX="9" SizeY="6" '
+        f"{size} {physical}>{data}</Pixels></Image>"
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><OME '
+        f'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">{image * images}</OME>'
+    )
+
+
+@pytest.mark.parametrize("axes", ["TCZYX", "TZCYX", "CTZYX", "ZTCYX"])
+def test_ome_in_any_order(tmp_path, axes):
+    sizes = {"T": 4, "C": 2, "Z": 3}
+    stack = movie(*(sizes[axis] for axis in axes[:3]))
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, stack, ome=True, photometric="minisblack", metadata={"axes": axes})
+    refused(path, "has 2 channels")
+    refused(path, "has 3 planes", channel=2)
+    ordered = np.moveaxis(stack, [axes.index(axis) for axis in "TCZ"], [0, 1, 2])
+    assert np.array_equal(read(path, channel=2, plane=1), ordered[:, 1, 0])
+
+
+def ome_set(folder, stack):
+    """A page a file, (T, C): the first file lists all, the others point to it; no words tell them apart."""
+    folder.mkdir()
+    names = {(t, c): f"run_{c * len(stack) + t:04d}.ome.tif" for c in range(2) for t in range(len(stack))}
+    pages = [(name, 0, {"C": c, "T": t, "Z": 0}) for (t, c), name in names.items()]
+    first = names[0, 0]
+    for (t, c), name in names.items():
+        text = (
+            ome(pages, {"C": 2, "T": len(stack)})
+            if name == first
+            else '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+            f'<BinaryOnly MetadataFile="{first}" UUID="urn:uuid:1"/></OME>'
+        )
+        tifffile.imwrite(folder / name, stack[t, c], metadata=None, description=text)
+    return names
+
+
+def test_an_ome_set_of_one_page_files(tmp_path):
+    stack = movie(5, 2)
+    names = ome_set(tmp_path / "set", stack)
+    refused(tmp_path / "set", "has 2 channels")
+    for channel in range(2):
+        assert np.array_equal(read(tmp_path / "set", channel=channel + 1), stack[:, channel])
+    # A part of the set has one channel: nothing is left to choose.
+    for (_, channel), name in names.items():
+        if channel == 0 and name != names[0, 0]:
+            (tmp_path / "set" / name).unlink()
+    (tmp_path / "set" / names[0, 0]).rename(tmp_path / names[0, 0])
+    assert np.array_equal(read(tmp_path / "set"), stack[:, 1])
+
+
+def test_several_images_in_one_ome_file_are_not_averaged(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as writer:
+        first, second = movie(4), movie(4, seed=1)
+        for frames in (first, second):
+            writer.write(frames, photometric="minisblack", metadata={"axes": "TYX"})
+    refused(tmp_path / "two.ome.tif", "has 2 planes", "image 1")
+    assert np.array_equal(read(tmp_path / "two.ome.tif", plane=2), second)
+
+
+# Names
+
+
+def write_folder(folder, names, frames):
+    folder.mkdir(exist_ok=True)
+    for name, frame in zip(names, frames, strict=True):
+        tifffile.imwrite(folder / name, frame, photometric="minisblack")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "numbers"),
+    [
+        ("TSeries-01_Cycle00001_Ch{c}_{t:06d}.ome.tif", (2, 3), (2, 3)),
+        ("Chan{c}_0001_0001_0001_{t:04d}.tif", "AB", (1, 2)),
+        ("img_channel{c}_position000_time{t:09d}_z000.tif", ("000", "001"), (1, 2)),
+        ("run_{t:03d}_c{c}.tif", (1, 2), (1, 2)),
+        ("{c}_frame{t}.tif", ("green", "red"), (1, 2)),
+    ],
+)
+def test_channels_by_the_names_of_the_files(tmp_path, name, values, numbers):
+    stack = movie(11, 2)
+    names = [name.format(c=value, t=t + 1) for t in range(11) for value in values]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(tmp_path / "rec", "has 2 channels", f"--channel N, of {numbers[0]} ({values[0]})")
+    for index, number in enumerate(numbers):
+        assert np.array_equal(read(tmp_path / "rec", channel=number), stack[:, index])
+    (note,) = open_recording(tmp_path / "rec", channel=numbers[1]).notes
+    assert note == f"channel {values[1]} of {values[0]}, {values[1]}, the others are left out"
+    refused(tmp_path / "rec", "has no channel 7", channel=7)
+
+
+@pytest.mark.parametrize("name", ["ChanA_0001_0001_{z:04d}_{t:04d}.tif", "img_{t:05d}_z{z:02d}.tif"])
+def test_planes_by_the_names_of_the_files(tmp_path, name):
+    stack = movie(7, 3)
+    names = [name.format(z=z + 1, t=t + 1) for t in range(7) for z in range(3)]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(tmp_path / "rec", "has 3 planes", "--plane N")
+    assert np.array_equal(read(tmp_path / "rec", plane=2), stack[:, 1])
+
+
+def test_planes_of_a_z_series_over_time(tmp_path):
+    stack = movie(9, 3)
+    names = [f"Z-01_Cycle{t + 1:05d}_Ch2_{z + 1:06d}.ome.tif" for t in range(9) for z in range(3)]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(tmp_path / "rec", "has 3 planes")
+    assert np.array_equal(read(tmp_path / "rec", plane=3), stack[:, 2])
+    (tmp_path / "rec" / "Z-01.xml").write_text('<PVScan><Sequence type="TSeries Timed Element"/></PVScan>')
+    assert len(open_recording(tmp_path / "rec")) == 27
+
+
+def test_numbers_of_frames_are_no_channels(tmp_path):
+    frames = movie(12)
+    write_folder(tmp_path / "a", [f"frame_c{i:03d}.tif" for i in range(12)], frames)
+    write_folder(tmp_path / "b", [f"z{i:03d}.tif" for i in range(12)], frames)
+    for folder in "ab":
+        assert np.array_equal(read(tmp_path / folder), frames)
+
+
+def test_masks_and_projections_beside_the_frames_are_left_out_and_named(tmp_path):
+    frames = movie(3)
+    beside = ["frame_000_cp_masks.tif", "MAX_frame.tif", "STD_frame.tif", "ChanA_Preview.tif"]
+    write_folder(tmp_path, [*(f"frame_{i:03d}.tif" for i in range(3)), *beside], [*frames, *movie(4)])
+    assert np.array_equal(read(tmp_path), frames)
+    (note,) = open_recording(tmp_path).notes
+    assert all(name in note for name in beside) and "left out" in note
+
+
+def test_a_folder_of_projections_alone_is_a_recording(tmp_path):
+    frames = movie(3)
+    write_folder(tmp_path, [f"AVG_A{i:02d}.tif" for i in range(3)], frames)
+    assert np.array_equal(read(tmp_path), frames)
+
+
+def test_two_movies_in_a_folder_are_not_one(tmp_path):
+    first, second = movie(4), movie(4, seed=1)
+    for names in (["mouse1.tif", "mouse2.tif"], ["green.tif", "other.tif"], ["run_1.tif", "stack.tif"]):
+        folder = tmp_path / names[0]
+        write_folder(folder, names, [first, second])
+        refused(folder, names[1], "images/")
+        (folder / names[0]).with_suffix(".txt").write_text("no movie")
+    write_folder(tmp_path / "odd", ["f1.tif", "f2.tif", "reference.tif"], movie(3))
+    refused(tmp_path / "odd", "reference.tif")
+    parts = write_folder(tmp_path / "parts", ["run_2.tif", "run_10.tif"], [first, second])
+    assert np.array_equal(read(parts), np.concatenate([first, second]))
+    assert "run_2.tif and run_10.tif" in open_recording(parts).notes[0]
+    write_folder(tmp_path / "house", [], [])
+    write_folder(tmp_path / "house" / "images", ["mouse1.tif", "mouse2.tif"], [first, second])
+    assert len(open_recording(tmp_path / "house")) == 8
+
+
+# Values, scale, other formats
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_where_zero_is_white_bright_is_made_large(tmp_path, dtype):
+    frames = movie(3, dtype=np.uint8).astype(dtype)
+    tifffile.imwrite(tmp_path / "white.tif", frames, photometric="miniswhite")
+    bright = read(tmp_path / "white.tif")
+    assert bright.dtype == dtype
+    whole = 255 if dtype == np.uint8 else 65535 if dtype == np.uint16 else -1 if dtype == np.int16 else 0
+    assert np.array_equal(bright, whole - frames.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("unit", "resolution", "expected"),
+    [
+        ("micron", (1.25, 1.25), 1.25),
+        ("um", (2, 2), 2),
+        ("\\u00B5m", (0.8, 0.8), 0.8),
+        ("nm", (0.002, 0.002), 2),
+        ("inch", (72, 72), None),
+        ("um", (1, 2), None),
+        (None, (3, 3), None),
+    ],
+)
+def test_the_size_of_a_pixel_in_imagej_files(tmp_path, unit, resolution, expected):
+    metadata = {"axes": "TYX"} | ({"unit": unit} if unit else {})
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, movie(2), imagej=True, resolution=resolution, metadata=metadata)
+    scale = open_recording(path).pixels_per_micron
+    assert scale == pytest.approx(expected) if expected else scale is None
+
+
+@pytest.mark.parametrize(
+    ("physical", "expected"),
+    [
+        ('PhysicalSizeX="0.5" PhysicalSizeY="0.5"', 2),
+        ('PhysicalSizeX="500" PhysicalSizeXUnit="nm" PhysicalSizeY="0.5" PhysicalSizeYUnit="µm"', 2),
+        ('PhysicalSizeX="0.5" PhysicalSizeY="0.7"', None),
+        ('PhysicalSizeX="1" PhysicalSizeXUnit="pixel" PhysicalSizeY="1" PhysicalSizeYUnit="pixel"', None),
+        ("", None),
+    ],
+)
+def test_the_size_of_a_pixel_in_ome_files(tmp_path, physical, expected):
+    xml = ome([("a.ome.tif", 0, {"C": 0, "Z": 0, "T": 0})], {}, physical=physical)
+    tifffile.imwrite(tmp_path / "a.ome.tif", movie(1)[0], metadata=None, description=xml.encode())
+    scale = open_recording(tmp_path / "a.ome.tif").pixels_per_micron
+    assert scale == pytest.approx(expected) if expected else scale is None
+
+
+def test_info_json_wins_over_the_frames(tmp_path):
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(
+        tmp_path / "images/a.tif", movie(2), imagej=True, resolution=(2, 2), metadata={"unit": "um"}
+    )
+    assert open_recording(tmp_path).pixels_per_micron == 2
+    (tmp_path / "info.json").write_text('{"pixels-per-micron": 1.15}')
+    assert open_recording(tmp_path).pixels_per_micron == 1.15
+
+
+def test_rows_and_columns_exchanged_on_request(tmp_path):
+    frames = movie(3)
+    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="minisblack")
+    recording = open_recording(tmp_path / "a.tif", transpose=True)
+    assert recording.shape == (9, 6) and np.array_equal(list(recording), frames.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("words", ["requires the 'imagecodecs' package", "'NoneType' object is not callable"])
+def test_a_missing_codec_names_the_package_whatever_python_says(tmp_path, monkeypatch, words):
+    class Broken(dict):
+        def __missing__(self, key):
+            raise AttributeError(words)
+
+    tifffile.imwrite(tmp_path / "a.tif", movie(3), compression="zlib", photometric="minisblack")
+    monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", Broken({1: None}), raising=False)
+    refused(tmp_path / "a.tif", "ADOBE_DEFLATE", "pip install imagecodecs")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.avi", "is a video"),
+        ("a.sbx", "is a Scanbox file"),
+        ("a.raw", "raw numbers"),
+        ("a.npy", "NumPy array"),
+        ("a.mat", "MATLAB file older than version 7.3"),
+        ("a.zip", "archive"),
+        ("a.xyz", "neither TIFF nor HDF5"),
+    ],
+)
+def test_what_is_none_of_our_formats_is_named(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"something else entirely")
+    refused(tmp_path / name, words, "TIFF stack")
+    refused(tmp_path, f"but {name}")
+
+
+def test_a_tiff_is_known_by_its_content(tmp_path):
+    frames = movie(3)
+    tifffile.imwrite(tmp_path / "a.stk", frames, photometric="minisblack")
+    assert np.array_equal(read(tmp_path / "a.stk"), frames)
+
+
+def test_the_command_says_what_was_left_out(tmp_path, command):
+    stack = movie(5, 2)
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "TCYX"})
+    result = command("preprocessing.py", "a.tif", "out")
+    assert result.returncode == 2 and "choose one with --channel N, of 1, 2" in result.stderr
+    assert not Path(tmp_path / "out").exists()
+    result = command(
+        "preprocessing.py", "a.tif", "out", "--channel", 2, "--frames", "2:4", "--pixels-per-micron", 2
+    )
+    assert result.returncode == 0, result.stderr
+    assert "a: channel 2 of 2, the others are left out" in result.stdout
+    mean = stack[1:4, 1].mean(0)
+    limit = mean.mean() + 3 * mean.std()
+    assert np.allclose(np.load(tmp_path / "out" / "X_a.npy"), np.minimum(mean, limit))
+    assert '"pixels-per-micron": 2' in (tmp_path / "out" / "info_a.json").read_text()
+    result = command("preprocessing.py", "a.tif", "out", "--channel", 2, "--frames", "9:12")
+    assert result.returncode == 2 and "has frames 1 to 5" in result.stderr
