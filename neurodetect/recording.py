@@ -40,10 +40,7 @@ FOREIGN = {
     ("oir", "oib", "oif", "vsi"): "an Olympus file",
     ("isxd",): "an Inscopix file",
     ("tsm", "dcimg", "spe", "sif", "fits", "nii"): "another program's movie",
-    ("zip", "gz", "bz2", "xz", "7z", "rar", "tar", "tgz"): "an archive: unpack it first, or it",
-    ("png", "jpg", "jpeg", "gif", "bmp"): "a picture",
-    ("json", "csv", "txt", "xml", "log"): "a text",
-    ("roi",): "an ImageJ ROI",
+    ("zip", "gz", "bz2", "xz", "7z", "rar", "tar", "tgz"): "an archive",
 }
 
 
@@ -180,9 +177,12 @@ def open_recording(
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
     if not files:
-        others = [file for file in visible_files(images) if file.is_file() and movie_format(file) != "TIFF"]
-        hint = f", but {others[0].name}: give that file itself" if others else ""
-        raise UserError(f"{path}: holds no frames{hint}; images/*.tiff or a TIFF stack is expected")
+        kinds = {file.name: movie_format(file) for file in visible_files(images) if file.is_file()}
+        hint = next((f"; {name} is {kind}" for name, kind in kinds.items() if kind in FOREIGN.values()), "")
+        hint = next(
+            (f"; give {name} itself" for name, kind in kinds.items() if kind in ("HDF5", "TIFF")), hint
+        )
+        raise UserError(f"{path}: holds no frames, of which images/*.tiff or a TIFF stack is expected{hint}")
     chosen = frame_files(files, channel, plane)
     frames = TiffFrames(chosen.files, chosen.channel, chosen.plane, transpose)
     notes = [*chosen.notes, *frames.notes]

@@ -137,9 +137,9 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
         return imagej_axes(tiff.imagej_metadata or {}, named)
     if tiff.is_shaped:
         # Not by `tiff.series`, which looks into every page.
-        text = page.shaped_description
-        metadata = json.loads(text) if text[:1] == "{" else {"shape": map(int, re.findall(r"\d+", text))}
-        shape = tuple(metadata["shape"])
+        text = page.shaped_description or ""
+        metadata = json.loads(text) if text[:1] == "{" else {"shape": re.findall(r"\d+", text)}
+        shape = tuple(map(int, metadata["shape"]))
         leading = next(n for n in reversed(range(len(shape))) if math.prod(shape[n:]) >= page.size)
         return named_axes(metadata.get("axes", "Q" * len(shape))[:leading], shape[:leading], path, named)
     if tiff.is_mmstack or tiff.is_fluoview or tiff.is_lsm:

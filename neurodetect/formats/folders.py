@@ -77,7 +77,7 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
             numbers = [int(name) for name in names] if all(map(str.isdecimal, names)) else None
             if numbers and (numbers[0] == 0 or len(set(numbers)) < len(numbers)):
                 numbers = None
-            name = names[choose(left[kind], names, kind, folder, numbers)]
+            name = names[choose(left[kind], [""] * len(names) if numbers else names, kind, folder, numbers)]
             left[kind] = None
             notes.append(f"{kind} {name} of {', '.join(names)}, the others are left out")
             files = [file for file in files if found.get(file) == name]

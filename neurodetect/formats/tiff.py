@@ -70,7 +70,7 @@ class Layout(NamedTuple):
     pages: Sequence[int] | np.ndarray  # their numbers, from 0
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Number of frames."""
         return len(self.pages)
 
@@ -146,11 +146,11 @@ class TiffFrames:
             (
                 path,
                 layout,
-                range(max(0, start - end + layout.count), min(layout.count, stop - end + layout.count)),
+                range(max(0, start - end + layout.length), min(layout.length, stop - end + layout.length)),
             )
             for path, layout, end in zip(self._files, layouts, ends, strict=True)
         ]
-        for alone, group in groupby(parts, key=lambda part: len(part[1].directories) == 1 == part[1].count):
+        for alone, group in groupby(parts, key=lambda part: len(part[1].directories) == 1 == part[1].length):
             if alone:  # a file a frame
                 yield from each(
                     partial(self._read_file, path, layout, i) for path, layout, of in group for i in of
@@ -172,11 +172,11 @@ class TiffFrames:
             raise IndexError(f"frame {index} of {ends[-1]}")
         number = bisect_right(ends, index)
         layout = layouts[number]
-        return self._read_file(self._files[number], layout, index - (ends[number] - layout.count))
+        return self._read_file(self._files[number], layout, index - (ends[number] - layout.length))
 
     def counts(self) -> list[int]:
         """Number of frames in each file. The first call looks into every file."""
-        return [layout.count for layout in self._layouts()[0]]
+        return [layout.length for layout in self._layouts()[0]]
 
     def _layouts(self) -> tuple[list[Layout], list[int]]:
         """The layout of each file, and the number of frames up to its end."""
@@ -187,14 +187,11 @@ class TiffFrames:
             for path in self._files:
                 alone = len(self._files) == 1
                 directories, count = find_pages(path, described, alone)
-                if path == self._files[-1] and count == 1 and not alone and is_cut_frame(path):
-                    warnings.warn(f"{path}: is cut short and left out, as the last frame", stacklevel=3)
-                    count = 0
                 layouts.append(Layout(directories, self._chosen(path, count, before)))
                 before += count if self._goes_on else 0
-            if not sum(layout.count for layout in layouts):
+            if not sum(layout.length for layout in layouts):
                 raise UserError(f"{self._files[0]}: has no frame of this channel and plane; choose another")
-            self._found = layouts, list(accumulate(layout.count for layout in layouts))
+            self._found = layouts, list(accumulate(layout.length for layout in layouts))
         return self._found
 
     def _chosen(self, path: Path, count: int, before: int) -> Sequence[int] | np.ndarray:
@@ -390,8 +387,8 @@ def whole_directories(path: Path, directories: list[int], chain_ends: bool, size
             warn_of_cut(path, len(directories) - 1)
             return directories[:-1]
         if not chain_ends:
-            # What follows the last whole frame is less than two of them.
-            if not ends[-1] <= size < ends[-1] + 2 * abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)):
+            # What follows the last whole frame is less than one of them.
+            if not ends[-1] <= size < ends[-1] + abs(ends[-1] - (ends[0] if len(ends) > 1 else 0)):
                 raise UserError(
                     f"{path}: is cut short, frame {len(directories)} is missing or damaged; "
                     "copy or export it again"
@@ -415,12 +412,6 @@ def warn_of_cut(path: Path, count: int) -> None:
     warnings.warn(
         f"{path}: is cut short in frame {count + 1}, which is left out; {count} are read", stacklevel=5
     )
-
-
-def is_cut_frame(path: Path) -> bool:
-    """Whether the pixels of a file's first page end behind the end of the file."""
-    with open_tiff(path) as tiff:
-        return end_of(tiff.pages[0]) > tiff.filehandle.size
 
 
 def follow_directories(file: BinaryIO, path: Path) -> tuple[list[int], bytes, bool]:
