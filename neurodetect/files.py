@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST_JSON = 2**26  #: bytes, which take Python a gigabyte or two; a field of 600 neurons has one megabyte
 LARGEST_SUBMISSION = 2**30  #: bytes; more than a thousand recordings
 LARGEST_SIDE = 2**14  #: pixels of an image, where no recording says how large it is
+THINGS_LISTED = 5  #: that one line names; a file may have thousands
 ARRAY_MAGIC = b"\x93NUMPY\x01\x00"  #: how a `.npy` file begins: format 1.0, which any plain array has
 
 
@@ -285,6 +286,12 @@ def visible_files(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({reason(error)}); check its permissions") from error
     return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def listed(things: Iterable[object]) -> str:
+    """The things with commas between them, no more than a line can take: "1, 2, 3, 4, 5 ..."."""
+    names = [str(thing) for thing in things]
+    return ", ".join(names[:THINGS_LISTED]) + (" ..." if len(names) > THINGS_LISTED else "")
 
 
 def positive_number(value: Any) -> float | None:

@@ -1,51 +1,58 @@
 """Neurons that people and other programs marked.
 
 A file of them is one of these:
-  a neurofinder regions.json
-  ImageJ ROIs: the .zip that the ROI Manager saves, or one .roi
-  a label image (.tif, .tiff, .png): 0 outside, and each neuron a number of its own
+  a neurofinder regions.json, or a submission.json
+  ImageJ ROIs: the .zip that the ROI Manager saves, one .roi, or a folder of them
+  a label image (.tif, .tiff, .png, .npy): 0 outside, and each neuron a number of its own
+  what Suite2p (stat.npy) and Cellpose (NAME_seg.npy) save
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import zipfile
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurodetect.files import LARGEST_SIDE, LARGEST_SUBMISSION, UserError, read_json, reason, visible_files
-from neurodetect.regions import dataset_name, labels_to_regions, parse_regions, parse_submission, read_regions
+from neurodetect.files import LARGEST_SUBMISSION, UserError, listed, read_array, read_json, visible_files
+from neurodetect.formats.label_images import image_to_regions, read_label_image
+from neurodetect.formats.pickles import Stored, read_objects
+from neurodetect.formats.rois import read_rois
+from neurodetect.regions import dataset_name, parse_region, parse_regions, parse_submission
 
-if TYPE_CHECKING:
-    from roifile import ImagejRoi
-
-LABEL_SUFFIXES = (".json", ".zip", ".roi", ".tif", ".tiff", ".png")
-LARGEST_ROI = 2**20  #: bytes; the outline of a neuron takes some hundred
-MOST_ROIS = 2**16  #: in one file; no field of view has as many neurons
-LARGEST_NUMBER = 2**31  #: of an oval's box in pixels; ImageJ's whole numbers end there
-
-logging.getLogger("roifile").addHandler(logging.NullHandler())  # our errors say it in one line
+LABEL_SUFFIXES = (".json", ".zip", ".roi", ".tif", ".tiff", ".png", ".npy")
+ROI_SUFFIXES = (".zip", ".roi")
+#: What files and folders of labels are usually called, behind the movie's name if that comes first.
+LABEL_WORD = r"(seg|(cp_)?masks?|rois?|roi_?set|regions|labels|sources|stat|suite2p)"
+LABEL_NAME = re.compile(rf"(.*[\W_])?{LABEL_WORD}", re.IGNORECASE)
+SUITE2P_FILE = re.compile(r"(iscell|ops|redcell|F|Fneu|spks)(_chan2)?\.npy")  #: beside a stat.npy
+LEFTOVERS = ("thumbs.db", "desktop.ini")  #: which Windows puts into folders
 
 
-def read_labels(path: str | Path, shape: tuple[int, int] | None = None) -> list[np.ndarray]:
-    """Neurons of a file of labels.
+def read_labels(
+    path: str | Path | Sequence[Path], shape: tuple[int, int] | None = None, name: str | None = None
+) -> list[np.ndarray]:
+    """Neurons of a file of labels, each once.
 
     Parameters
     ----------
-    path : str or Path
-        A neurofinder JSON file, ImageJ ROIs or a label image, by its suffix.
+    path : str, Path or sequence of Path
+        A file of one of the kinds that this module names, by its suffix; several `.roi` files; or a folder
+        with either.
     shape : (int, int), optional
         (H, W) of the recording.
+    name : str, optional
+        Of the recording: its neurons are taken of a submission that has several.
 
     Returns
     -------
     list of (n, 2) int arrays
         `[row, column]` pixels of each neuron, row by row; in the order of the file, or of a label image's
-        numbers.
+        numbers. A neuron with the same pixels as an earlier one is left out, with a warning.
 
     Raises
     ------
@@ -53,222 +60,242 @@ def read_labels(path: str | Path, shape: tuple[int, int] | None = None) -> list[
         The file is missing, malformed or of another shape, or a neuron has no pixel in the image. ImageJ
         draws over the border: what of a ROI lies outside the image is left out.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
+    regions = read_neurons(path, shape, name)
+    once = list({(len(region), region.tobytes()): region for region in reversed(regions)}.values())[::-1]
+    if len(once) < len(regions):
+        source = path if isinstance(path, Path) else path[0].parent
+        repeats = len(regions) - len(once)
+        warnings.warn(
+            f"{source}: {repeats} of {len(regions)} neurons have the pixels of another one and are left out",
+            stacklevel=2,
+        )
+    return once
+
+
+def read_neurons(
+    path: Path | Sequence[Path], shape: tuple[int, int] | None = None, name: str | None = None
+) -> list[np.ndarray]:
+    """What `read_labels` reads, neurons that are there twice too."""
+    if not isinstance(path, Path):
+        return read_rois(path, shape)
+    if path.is_dir():
+        labels = set_of_labels(label_files(visible_files(path)))
+        if labels is None:
+            raise UserError(f"{path}: holds no labels; name a file of them, or a folder of .roi files")
+        return read_neurons(labels, shape, name)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return read_regions(path, shape)
+        return read_json_neurons(path, shape, name)
     if suffix in (".zip", ".roi"):
         return read_rois(path, shape)
+    if suffix == ".npy":
+        return read_npy(path, shape)
     if suffix in LABEL_SUFFIXES:
-        return labels_to_regions(read_label_image(path, shape))
+        return read_label_image(path, shape)
     raise UserError(f"{path}: is no file of labels; those end in {', '.join(LABEL_SUFFIXES)}")
 
 
-# ImageJ ROIs
-
-
-def read_rois(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
-    """Neurons of a `.zip` or `.roi` file of ImageJ. See `read_labels`."""
-    from roifile import ImagejRoi
-
-    shape = shape or (LARGEST_SIDE, LARGEST_SIDE)
-    regions = []
-    for name, content in roi_files(path):
-        source = f"{path}: ROI {name}"
-        try:
-            region = fill_roi(ImagejRoi.frombytes(content), shape)
-        except UserError as error:
-            raise UserError(f"{source} {error}") from None
-        except Exception as error:  # struct.error, ValueError, IndexError, ...
-            raise UserError(f"{source} cannot be read ({error}); save the ROIs again") from error
-        if not len(region):
+def read_json_neurons(path: Path, shape: tuple[int, int] | None, name: str | None) -> list[np.ndarray]:
+    """Neurons of a `regions.json`, or of the recording of this name in a `submission.json`."""
+    value = read_json(path, LARGEST_SUBMISSION)
+    if isinstance(value, dict) and isinstance(value.get("regions"), list):
+        value = value["regions"]
+    if not is_submission(value):
+        return parse_regions(value, shape, source=str(path))
+    datasets = parse_submission(value, source=str(path))
+    names, wanted = list(datasets), dataset_name(name or "")
+    if wanted not in datasets:
+        if len(names) > 1:
+            none = f"none of them is {wanted}" if name else "only one can be read"
             raise UserError(
-                f"{source} has no pixel in an image of {shape[0]} rows and {shape[1]} columns; "
-                "is it of this recording?"
+                f"{path}: has the neurons of {len(names)} recordings, {listed(names)}, and {none}; "
+                "leave the one that is meant alone in the file, or rename it"
             )
-        regions.append(region)
-    if not regions:
-        raise UserError(f"{path}: holds no .roi; save the ROIs from ImageJ's ROI Manager")
+        wanted = names[0]
+        if name is not None:
+            warnings.warn(f"{path}: has neurons of {wanted}, which are taken for {name}", stacklevel=2)
+    return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")
+
+
+def is_submission(value: Any) -> bool:
+    """Whether parsed JSON is a submission rather than the neurons of one recording."""
+    return isinstance(value, list) and any(isinstance(entry, dict) and "dataset" in entry for entry in value)
+
+
+# Suite2p and Cellpose
+
+
+def read_npy(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
+    """Neurons of Suite2p's `stat.npy`, of Cellpose's `_seg.npy`, or of a label image as numpy saves it."""
+    objects = read_objects(path)
+    if objects is None:
+        return read_label_image(path, shape)
+    dicts = objects and all(isinstance(entry, dict) for entry in objects)
+    if dicts and all({"ypix", "xpix"} <= entry.keys() for entry in objects):
+        return stat_to_regions(objects, shape, path)
+    masks = objects[0].get("masks") if dicts else None
+    if isinstance(masks, Stored) and isinstance(masks.value, np.ndarray):
+        return image_to_regions(masks.value, shape, path)
+    raise UserError(
+        f"{path}: holds neither ROIs of Suite2p (ypix, xpix) nor masks of Cellpose; "
+        "save its neurons as a label image"
+    )
+
+
+def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path) -> list[np.ndarray]:
+    """Neurons of Suite2p's ROIs: those that `iscell.npy` beside it calls cells, all where there is none.
+
+    Pixels that a ROI shares with another one (`overlap`) are its own too.
+    """
+    if len({str(plain(roi.get("iplane"))) for roi in stat}) > 1:
+        raise UserError(
+            f"{path}: has the ROIs of several planes side by side; take the stat.npy of one plane"
+        )
+    cells = np.arange(len(stat))
+    if (is_cell := path.with_name("iscell.npy")).exists():
+        flags = read_array(is_cell, "copy it again, or remove it to take all ROIs")
+        if flags.ndim not in (1, 2) or len(flags) != len(stat):
+            raise UserError(
+                f"{is_cell}: is not of the {len(stat)} ROIs of {path.name}; copy both again, "
+                "or remove it to take all ROIs"
+            )
+        cells = np.flatnonzero(flags.reshape(len(stat), -1)[:, 0] > 0)
+        if not len(cells):
+            raise UserError(
+                f"{is_cell}: calls none of the {len(stat)} ROIs a cell; remove it to take them all"
+            )
+        if len(cells) < len(stat):
+            warnings.warn(
+                f"{path}: of {len(stat)} ROIs {len(cells)} are taken, which iscell.npy calls cells",
+                stacklevel=2,
+            )
+    regions = []
+    for index in cells:
+        source = f"{path}: ROI {index}"
+        try:
+            pixels = np.transpose([plain(stat[index]["ypix"]), plain(stat[index]["xpix"])])
+        except ValueError:
+            raise UserError(f"{source} has more ypix than xpix or fewer; save it again") from None
+        regions.append(parse_region({"coordinates": pixels}, shape, source))
     return regions
 
 
-def roi_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each ROI, in order. A zip file is read in memory, and no more than it may hold."""
-    try:
-        if path.suffix.lower() == ".roi":
-            with open(path, "rb") as file:
-                yield path.stem, file.read(LARGEST_ROI)
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = [e for e in archive.infolist() if e.filename.lower().endswith(".roi")]
-            # A leading dot marks what macOS leaves beside the files it packs.
-            entries = [e for e in entries if not e.filename.rpartition("/")[2].startswith(".")]
-            if len(entries) > MOST_ROIS:
-                raise UserError(f"{path}: holds {len(entries)} ROIs; no recording has as many neurons")
-            for entry in entries:
-                with archive.open(entry) as file:
-                    yield entry.filename, file.read(LARGEST_ROI)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
-    except Exception as error:  # BadZipFile, zlib.error, NotImplementedError, RuntimeError (a password), ...
-        raise UserError(f"{path}: cannot be read as zip ({error}); save the ROIs again") from error
-
-
-def fill_roi(roi: ImagejRoi, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels of one ROI: (n, 2), row by row.
-
-    A pixel belongs to it when its centre lies inside. ImageJ counts from the upper left corner of the
-    first pixel, so that the centre of row r and column c is (x, y) = (c + 1/2, r + 1/2).
-
-    Raises
-    ------
-    UserError
-        The ROI has no area: a point, a line, a text.
-    """
-    from roifile import ROI_SUBTYPE, ROI_TYPE
-
-    areas = (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL)
-    pictures = (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.ARROW, ROI_SUBTYPE.IMAGE)
-    if roi.roitype not in areas or roi.subtype in pictures:
-        kind = (roi.subtype if roi.subtype in pictures else roi.roitype).name.lower()
-        raise UserError(f"is of type {kind}, which has no area; outline the neuron")
-    if not roi.composite and roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL):
-        x, y, width, height = roi.left, roi.top, roi.right - roi.left, roi.bottom - roi.top
-        if roi.subpixelrect:
-            x, y, width, height = roi.xd, roi.yd, roi.widthd, roi.heightd  # type: ignore[assignment]
-        if roi.roitype == ROI_TYPE.OVAL:
-            return fill_oval(x, y, width, height, shape)
-        return fill_polygons(
-            [np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)])], shape
-        )
-    return fill_polygons(roi.coordinates(multi=True), shape)  # type: ignore[arg-type]
-
-
-def fill_polygons(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centre lies inside an odd number of polygons (so that there may be holes): (n, 2).
-
-    A centre on an edge belongs to the polygon on its right or below it, so that polygons side by side
-    share no pixel.
-
-    Parameters
-    ----------
-    polygons : list of (n, 2) arrays
-        Corners (x, y) in pixels from the upper left corner of the image; the last is joined to the first.
-    shape : (int, int)
-        (H, W) of the image; what lies outside is left out.
-    """
-    height, width = shape
-    rows, columns = [], []
-    for polygon in polygons:
-        corners = np.asarray(polygon, np.float64) - 0.5  # the centres of pixels are whole numbers now
-        if not np.isfinite(corners).all():
-            raise UserError("has corners that are no numbers; save the ROIs again")
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            first, last = np.clip(np.ceil(sorted((y0, y1))), 0, height).astype(int)
-            row = np.arange(first, last)
-            rows.append(row)
-            columns.append(x0 + (row - y0) * ((x1 - x0) / (y1 - y0)) if len(row) else row)
-    row = np.concatenate([*rows, np.empty(0, int)])
-    # In each row, a pixel is inside where the number of edges to its left is odd.
-    column = np.clip(np.ceil(np.concatenate([*columns, np.empty(0)])), 0, width).astype(int)
-    if not len(row):
-        return np.empty((0, 2), int)
-    top, left = row.min(), column.min()
-    edges = np.zeros((row.max() - top + 1, column.max() - left + 1), int)
-    np.add.at(edges, (row - top, column - left), 1)
-    return np.argwhere(edges.cumsum(axis=1) % 2) + (top, left)
-
-
-def fill_oval(x: float, y: float, width: float, height: float, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centre lies inside or on the ellipse that touches the sides of a box: (n, 2)."""
-    from skimage.draw import ellipse
-
-    if not (np.abs([x, y, width, height]).max() < LARGEST_NUMBER and width > 0 and height > 0):  # or NaN
-        return np.empty((0, 2), int)
-    row, column = y + height / 2 - 0.5, x + width / 2 - 0.5  # the centres of pixels are whole numbers now
-    half = 0.5 + 1e-12  # as `ellipse` leaves out what lies on it
-    return np.column_stack(ellipse(row, column, half * height, half * width, shape=shape))
-
-
-# Label images
-
-
-def read_label_image(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
-    """The numbers of a label image: int64 (H, W). See `read_labels`."""
-    labels = read_png(path) if path.suffix.lower() == ".png" else read_tiff(path)
-    if shape is not None and labels.shape != tuple(shape):
-        raise UserError(
-            f"{path}: is {labels.shape[0]} x {labels.shape[1]} px, but the recording is "
-            f"{shape[0]} x {shape[1]} (rows x columns)"
-        )
-    numbers = labels.astype(np.int64)
-    if not np.array_equal(numbers, labels) or numbers.min() < 0:
-        raise UserError(f"{path}: has values that are no whole numbers from 0; is it a label image?")
-    if not numbers.any():
-        raise UserError(f"{path}: marks no neuron; remove it if there are none")
-    if numbers.max() == numbers[numbers > 0].min() and in_pieces(numbers):
-        raise UserError(f"{path}: is a mask, all its neurons have one number; give each a number of its own")
-    return numbers
-
-
-def in_pieces(numbers: np.ndarray) -> bool:
-    """Whether what is not zero is in more than one piece."""
-    from scipy import ndimage
-
-    return ndimage.label(numbers, structure=np.ones((3, 3)))[1] > 1
-
-
-def read_tiff(path: Path) -> np.ndarray:
-    """The only frame of a TIFF file."""
-    from neurodetect.formats.tiff import TiffFrames
-
-    frames = TiffFrames([path])
-    if len(frames) > 1:
-        raise UserError(f"{path}: has {len(frames)} frames; a label image is one")
-    return frames.frame(0)
-
-
-def read_png(path: Path) -> np.ndarray:
-    """A grey PNG image, or the indices of one with a palette: (H, W)."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if max(image.size) > LARGEST_SIDE:
-                raise UserError(f"{path}: claims {image.width} x {image.height} px; the file is damaged")
-            if len(image.getbands()) > 1:
-                raise UserError(f"{path}: is a colour image; export numbers, as grey values or TIFF")
-            return np.asarray(image)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
-    except Exception as error:  # SyntaxError, ValueError, struct.error, ...: as many as there are damages
-        raise UserError(f"{path}: cannot be read as PNG ({error}); export it again") from error
+def plain(value: Any) -> Any:
+    """A value of a pickle, the array or number itself where `read_objects` keeps one of numpy."""
+    return value.value if isinstance(value, Stored) else value
 
 
 # Where labels are
 
 
+def find_labels(recording: Path) -> tuple[Path | list[Path] | None, list[Path]]:
+    """The labels of a recording, and what else lies where labels are and is not read.
+
+    Parameters
+    ----------
+    recording : Path
+        A folder, whose labels lie in its `regions/` (or `Regions/`), or a file `movie.tif`, whose labels lie
+        beside it as `movie.regions.zip` and so on; those of `movie.ome.tif` also as `movie.regions.zip`.
+
+    Returns
+    -------
+    labels : Path, list of Path or None
+        For `read_labels`. Several loose `.roi` files are one set.
+    unread : list of Path
+        Files and folders in the usual places, or with usual names, that are no part of it.
+
+    Raises
+    ------
+    UserError
+        There are labels of two kinds.
+    """
+    if recording.is_dir():
+        entries = visible_files(recording)
+        places = [visible_files(folder) for folder in entries if is_regions_folder(folder)]
+        labels = set_of_labels(label_files([file for place in places for file in place]))
+        images = recording / "images"
+        elsewhere = [*entries, *(visible_files(images) if images.is_dir() else [])]
+        # Which of the TIFF files are frames is not for us to say.
+        unread = [file for place in places for file in place] + [
+            entry
+            for entry in elsewhere
+            if entry.suffix.lower() in ROI_SUFFIXES
+            or (LABEL_NAME.fullmatch(entry.stem) and entry.suffix.lower() not in (".tif", ".tiff"))
+            if not is_regions_folder(entry)
+        ]
+    else:
+        stems = {recording.stem, re.sub(r"\.ome$", "", recording.stem, flags=re.IGNORECASE)}
+        entries = [entry for entry in visible_files(recording.parent) if entry != recording]
+        names = {f"{stem}.regions{suffix}".lower() for stem in stems for suffix in LABEL_SUFFIXES}
+        labels = set_of_labels([entry for entry in entries if entry.name.lower() in names])
+        # `movie_2_RoiSet.zip` is of another movie, `RoiSet.zip` may be of any.
+        rests = "|".join(re.escape(stem) for stem in stems)
+        own = re.compile(rf"((({rests})[\W_]*)?{LABEL_WORD})", re.IGNORECASE)
+        unread = [
+            entry
+            for entry in entries
+            if own.fullmatch(entry.stem) or (entry.stem in stems and entry.suffix.lower() in ROI_SUFFIXES)
+        ]
+    taken = labels if isinstance(labels, list) else [labels]
+    companions = [file.parent for file in taken if file is not None and file.name == "stat.npy"]
+    return labels, [
+        entry
+        for entry in unread
+        if entry not in taken
+        and not (SUITE2P_FILE.fullmatch(entry.name) and entry.parent in companions)
+        and entry.name.lower() not in LEFTOVERS
+    ]
+
+
+def is_regions_folder(entry: Path) -> bool:
+    """`regions/`, in whatever case it is written."""
+    return entry.name.lower() == "regions" and entry.is_dir()
+
+
 def is_label_file(file: Path) -> bool:
     """`regions.json`, or any file of the other kinds of labels."""
-    return file.name == "regions.json" or file.suffix.lower() in set(LABEL_SUFFIXES) - {".json"}
+    suffix = file.suffix.lower()
+    return file.name.lower() == "regions.json" or suffix in set(LABEL_SUFFIXES) - {".json"}
+
+
+def label_files(files: Sequence[Path]) -> list[Path]:
+    """Those of a folder's files that are labels; what Suite2p writes beside its `stat.npy` is not."""
+    suite2p = any(file.name == "stat.npy" for file in files)
+    return [f for f in files if is_label_file(f) and not (suite2p and SUITE2P_FILE.fullmatch(f.name))]
 
 
 def the_labels(files: list[Path]) -> Path | None:
     """The one file of labels, or None."""
+    labels = set_of_labels(files)
+    return labels[0] if isinstance(labels, list) else labels
+
+
+def set_of_labels(files: Sequence[Path]) -> Path | list[Path] | None:
+    """The one file of labels, all of them if there are only `.roi` files, or None.
+
+    Raises
+    ------
+    UserError
+        There are several.
+    """
+    rois = [file for file in files if file.suffix.lower() == ".roi"]
+    if len(rois) == len(files) > 1:
+        return rois
     if len(files) > 1:
-        names = " and ".join(file.name for file in files)
-        raise UserError(f"{files[0].parent}: has labels more than once, {names}; keep one of them")
+        names = [file.name for file in files if file not in rois]
+        names += [f"{len(rois)} .roi files"] if len(rois) > 1 else [file.name for file in rois]
+        raise UserError(
+            f"{files[0].parent}: has labels more than once, {' and '.join(names)}; keep one of them, "
+            "or choose with --labels FILE"
+        )
     return files[0] if files else None
 
 
 class Truth(NamedTuple):
     """The labels of one recording, and the file that has its scale if it exists."""
 
-    labels: Path
+    labels: Path | list[Path]
     info: Path
 
 
@@ -278,8 +305,8 @@ def find_truths(path: str | Path) -> dict[str, Truth]:
     Parameters
     ----------
     path : str or Path
-        A file of labels, a recording with `regions/`, a folder of such recordings, or one with the
-        `regions_NAME.json` of prepared recordings.
+        A file of labels, a recording with `regions/`, a folder of such recordings, one with the
+        `regions_NAME.json` of prepared recordings, or one of `.roi` files.
 
     Raises
     ------
@@ -287,17 +314,20 @@ def find_truths(path: str | Path) -> dict[str, Truth]:
         There are none, or the same name is there twice.
     """
     path = Path(os.path.abspath(path))  # so that `.` has a name
-    files: list[Path] = [path]
+    found: list[Path | list[Path]] = [path]
     if path.is_dir():
         entries = visible_files(path)
-        files = [e for e in entries if e.name.startswith("regions_") and e.suffix == ".json"]
+        found = [e for e in entries if e.name.startswith("regions_") and e.suffix == ".json"]
         for recording in (path, *entries):
-            if (recording / "regions").is_dir():
-                labels = the_labels([f for f in visible_files(recording / "regions") if is_label_file(f)])
-                files += [labels] if labels is not None else []
+            if recording.is_dir() and any(map(is_regions_folder, visible_files(recording))):
+                labels, _ = find_labels(recording)
+                found += [labels] if labels is not None else []
+        if any(entry.suffix.lower() == ".roi" for entry in entries):
+            found.append(path)
     truths: dict[str, Truth] = {}
-    for file in files:
-        if file.parent.name == "regions":
+    for labels in found:
+        file = labels[0] if isinstance(labels, list) else labels
+        if file.parent.name.lower() == "regions":
             name, info = file.parent.parent.name, file.parent.parent / "info.json"
         else:
             name = file.stem.removeprefix("regions_")
@@ -305,7 +335,7 @@ def find_truths(path: str | Path) -> dict[str, Truth]:
         name = dataset_name(name)
         if name in truths:
             raise UserError(f"{path}: has {name} twice, {truths[name].labels} and {file}; keep one of them")
-        truths[name] = Truth(file, info)
+        truths[name] = Truth(labels, info)
     if not truths:
         raise UserError(f"{path}: holds no labels; expected are NAME/regions/ or regions_NAME.json")
     return truths
@@ -319,9 +349,10 @@ def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.nda
     UserError
         The file is missing or malformed, or a submission has a recording twice.
     """
-    value = read_json(path, LARGEST_SUBMISSION) if Path(path).suffix.lower() == ".json" else None
-    if not isinstance(value, list) or not any(isinstance(e, dict) and "dataset" in e for e in value):
-        return read_labels(path)
+    path = Path(path)
+    value = read_json(path, LARGEST_SUBMISSION) if path.suffix.lower() == ".json" else None
+    if not is_submission(value):
+        return read_neurons(path) if value is None else parse_regions(value, None, source=str(path))
     datasets = parse_submission(value, source=str(path))
     return {
         name: parse_regions(regions, None, source=f"{path}: {name}") for name, regions in datasets.items()

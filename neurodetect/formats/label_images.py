@@ -1,0 +1,128 @@
+"""Label images: 0 outside, and each neuron a number of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from neurodetect.files import LARGEST_SIDE, UserError, listed, read_array, reason
+from neurodetect.regions import labels_to_regions
+
+FAR_APART = 3  #: pixels that two pieces of a neuron may each grow before they are no neighbours
+COLOUR = "is a colour image; export numbers, as grey values or TIFF"
+
+
+def read_label_image(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
+    """Neurons of a `.tif`, `.tiff`, `.png` or plain `.npy` label image. See `labels.read_labels`."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        image = read_array(path, "save the label image again")
+    else:
+        image = read_png(path) if suffix == ".png" else read_tiff(path)
+    return image_to_regions(image, shape, path)
+
+
+def image_to_regions(image: np.ndarray, shape: tuple[int, int] | None, path: Path) -> list[np.ndarray]:
+    """Neurons of a label image of whatever type, in the order of their numbers.
+
+    Raises
+    ------
+    UserError
+        It is no label image of a recording of this shape; `path` names it.
+    """
+    size = " x ".join(map(str, image.shape))
+    if image.ndim != 2 or not image.size:
+        raise UserError(f"{path}: is {size or 'a single number'}; a label image is rows x columns")
+    if shape is not None and image.shape != tuple(shape):
+        exchanged = image.shape[::-1] == tuple(shape)
+        advice = ": are rows and columns exchanged? Transpose it" if exchanged else ""
+        raise UserError(
+            f"{path}: is {size} px, but the recording is {shape[0]} x {shape[1]} (rows x columns){advice}"
+        )
+    with np.errstate(invalid="ignore"):  # NaN, which is found below
+        numbers = image.astype(np.int64)
+    values, counts = np.unique(numbers, return_counts=True)
+    background, share = values[counts.argmax()], counts.max() / numbers.size
+    if np.array_equal(numbers, image) and background == values[0] == -1:
+        raise UserError(f"{path}: has -1 as background, which must be 0; add 1 to every pixel")
+    if not np.array_equal(numbers, image) or values[0] < 0:
+        raise UserError(f"{path}: has values that are no whole numbers from 0; is it a label image?")
+    if not values.any():
+        raise UserError(f"{path}: marks no neuron; remove it if there are none")
+    if background != 0 and (values[0] != 0 or share > 0.5):
+        raise UserError(
+            f"{path}: has {'no pixel of 0, and ' if values[0] else ''}number {background} covers "
+            f"{share:.0%} of the image; the background must be 0, so set it where there is no neuron"
+        )
+    regions, numbered = labels_to_regions(numbers), values[values > 0]
+    if len(regions) == 1 and count_pieces(regions[0]) > 1:
+        raise UserError(f"{path}: is a mask, all its neurons have one number; give each a number of its own")
+    report_pieces(regions, numbered, path)
+    return regions
+
+
+def report_pieces(regions: Sequence[np.ndarray], numbers: np.ndarray, path: Path) -> None:
+    """Warn of neurons that are in pieces far apart, and refuse where most of them are: it is a picture."""
+    pieces = {n: count_pieces(r, FAR_APART) for n, r in zip(numbers.tolist(), regions, strict=True)}
+    pieces = {number: count for number, count in pieces.items() if count > 1}
+    if not pieces:
+        return
+    shown = listed(f"number {number} is in {count} pieces" for number, count in pieces.items())
+    if len(pieces) > max(2, len(regions) / 2):
+        raise UserError(f"{path}: {shown}, far apart; is it a label image?")
+    warnings.warn(f"{path}: {shown}, far apart, but taken for one neuron", stacklevel=2)
+
+
+def count_pieces(region: np.ndarray, grow: int = 0) -> int:
+    """Number of pieces of a neuron whose pixels are neighbours of one another, corners too, once it grew."""
+    from scipy import ndimage
+
+    corner = region.min(axis=0) - grow
+    mask = np.zeros(region.max(axis=0) - corner + 1 + grow, bool)
+    mask[tuple((region - corner).T)] = True
+    neighbours = np.ones((3, 3))
+    count = ndimage.label(mask, neighbours)[1]
+    if count > 1 and grow:
+        count = ndimage.label(ndimage.binary_dilation(mask, neighbours, grow), neighbours)[1]
+    return count
+
+
+def read_tiff(path: Path) -> np.ndarray:
+    """The only page of a TIFF file: (H, W), the numbers as they are stored, whatever colour they mean."""
+    from neurodetect.formats.tiff import find_layout, open_tiff
+
+    count = find_layout(path, {}).count
+    if count > 1:
+        raise UserError(f"{path}: has {count} frames; a label image is one: number all neurons in it")
+    with open_tiff(path) as tiff:
+        page = tiff.pages[0]
+        if len(page.shape) > 2:
+            raise UserError(f"{path}: {COLOUR}")
+        if max(page.shape) > LARGEST_SIDE:
+            raise UserError(f"{path}: claims {page.shape[1]} x {page.shape[0]} px; the file is damaged")
+        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+        if max(ends, default=0) > tiff.filehandle.size:
+            raise UserError(f"{path}: is cut short; copy or export it again")
+        return page.asarray()
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A grey PNG image, or the indices of one with a palette: (H, W)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise UserError(f"{path}: claims {image.width} x {image.height} px; the file is damaged")
+            if len(image.getbands()) > 1:
+                raise UserError(f"{path}: {COLOUR}")
+            return np.asarray(image)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
+    except Exception as error:  # SyntaxError, ValueError, struct.error, ...: as many as there are damages
+        raise UserError(f"{path}: cannot be read as PNG ({error}); export it again") from error
