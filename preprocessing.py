@@ -29,7 +29,9 @@ def main() -> None:
     if args.show:
         require_display()
     refuse_recording(args.output_folder)
-    recordings = [open_recording(path, **console.reading_options(args)) for path in args.recordings]
+    recordings = [
+        open_recording(path, labels=args.labels, **console.reading_options(args)) for path in args.recordings
+    ]
     for recording in recordings:
         require_name(recording.name)
     require_distinct_datasets(recording.name for recording in recordings)

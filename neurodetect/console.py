@@ -114,7 +114,7 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> None:
-    """--channel, --plane, --dataset, --transpose and --frames: what of a recording is read."""
+    """--channel, --plane, --dataset, --axes, --transpose and --frames: what of a recording is read."""
     group = parser.add_argument_group("reading the recording")
     group.add_argument(
         "--channel",
@@ -136,6 +136,12 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         "listed",
     )
     group.add_argument(
+        "--axes",
+        metavar="LETTERS",
+        help="a letter for each axis of an HDF5 dataset that does not say them: T time, Y rows, X columns, Z "
+        "planes, C channels; for example YXT for rows x columns x time",
+    )
+    group.add_argument(
         "--transpose",
         action="store_true",
         help="exchange rows and columns of the frames, for files that have them the other way round",
@@ -150,7 +156,7 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `open_recording` is told of the options of `add_recording_options`."""
-    return {key: getattr(args, key) for key in ("channel", "plane", "dataset", "transpose")}
+    return {key: getattr(args, key) for key in ("channel", "plane", "dataset", "transpose", "axes")}
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

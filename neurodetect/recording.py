@@ -4,12 +4,11 @@ A recording is one of these:
 
 - a neurofinder folder: frames in `images/*.tiff`, optional `info.json`;
 - a folder of TIFF files;
-- one TIFF file (also BigTIFF, an ImageJ hyperstack), HDF5 file (`.h5`, `.hdf5`) or NWB file (`.nwb`).
+- one TIFF file (BigTIFF, OME-TIFF, of ImageJ or ScanImage), HDF5 or NWB file, known by its content.
 
-Its labels, if it has any, are one file: `regions.json`, ImageJ ROIs (`.zip` of the ROI Manager, or one
-`.roi`) or a label image (`.tif`, `.tiff` or `.png`; 0 outside, each neuron a number of its own). For a folder
-it lies in `regions/` under any name (JSON as `regions.json`); for a file `movie.tif` it lies beside it as
-`movie.regions.json`, `movie.regions.zip` and so on. See `neurodetect.labels`.
+Its labels, if it has any, are one file (see `formats.labels`): for a folder it lies in `regions/` under any
+name (JSON as `regions.json`); for a file `movie.tif` it lies beside it as `movie.regions.json`,
+`movie.regions.zip` and so on. An NWB file may have them itself.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from neurodetect.files import UserError, positive_number, read_json, reason, visible_files
-from neurodetect.formats.folders import frame_files, require_one_movie
+from neurodetect.formats.folders import frame_files, name_some, require_one_movie
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, is_hdf5
-from neurodetect.formats.labels import LABEL_SUFFIXES, is_label_file, read_labels, the_labels
+from neurodetect.formats.labels import find_labels, read_labels
+from neurodetect.formats.segmentation import read_plane_segmentation
 from neurodetect.formats.tiff import HEADERS, TIFF_SUFFIXES, TiffFrames
 
 # Formats of movies that are none of ours, by their suffixes.
@@ -71,18 +71,18 @@ class Recording:
         self,
         path: Path,
         frames: TiffFrames | Hdf5Frames,
-        labels: Path | None,
+        regions: list[np.ndarray] | None,
         info: dict[str, Any],
-        notes: Sequence[str] = (),
+        notes: Sequence[str],
     ) -> None:
         self.path = path
-        self.name = path.name if path.is_dir() else path.stem
+        self.name = name_of(path)
         self.info = info
         self.notes = list(notes)
         self._frames = frames
         self.shape: tuple[int, int] = frames.shape
         self.dtype: np.dtype = frames.dtype
-        self.regions = read_labels(labels, self.shape) if labels is not None else None
+        self.regions = regions
 
     @property
     def pixels_per_micron(self) -> float | None:
@@ -133,6 +133,8 @@ def open_recording(
     plane: int | None = None,
     dataset: str | None = None,
     transpose: bool = False,
+    axes: str | None = None,
+    labels: str | Path | None = None,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
 
@@ -146,6 +148,10 @@ def open_recording(
         Name of the movie in an HDF5 or NWB file that has several.
     transpose : bool
         Exchange rows and columns of the frames.
+    axes : str, optional
+        A letter for each axis of an HDF5 dataset that does not say them, see `Hdf5Frames`.
+    labels : str or Path, optional
+        The file of labels, instead of that in or beside the recording.
 
     Returns
     -------
@@ -162,18 +168,19 @@ def open_recording(
         raise UserError(f"{path}: there is no such file or folder; check the path")
     if not path.is_dir():
         kind = movie_format(path)
-        if kind == "HDF5":
-            frames: TiffFrames | Hdf5Frames = Hdf5Frames(path)
-        elif kind == "TIFF":
-            frames = TiffFrames([path], channel, plane, transpose)
+        if kind == "TIFF":
+            refuse_hdf5_options(path, dataset, axes)
+            frames: TiffFrames | Hdf5Frames = TiffFrames([path], channel, plane, transpose)
+        elif kind == "HDF5":
+            frames = Hdf5Frames(
+                path, dataset=dataset, channel=channel, plane=plane, transpose=transpose, axes=axes
+            )
         else:
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        beside = [path.with_name(f"{path.stem}.regions{suffix}") for suffix in LABEL_SUFFIXES]
-        return Recording(
-            path, frames, the_labels([file for file in beside if file.exists()]), {}, frames.notes
-        )
+        regions, unread = labelled_neurons(path, frames, labels, transpose)
+        return Recording(path, frames, regions, {}, frames.notes + unread)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
     if not files:
@@ -183,15 +190,43 @@ def open_recording(
             (f"; give {name} itself" for name, kind in kinds.items() if kind in ("HDF5", "TIFF")), hint
         )
         raise UserError(f"{path}: holds no frames, of which images/*.tiff or a TIFF stack is expected{hint}")
+    refuse_hdf5_options(path, dataset, axes)
     chosen = frame_files(files, channel, plane)
     frames = TiffFrames(chosen.files, chosen.channel, chosen.plane, transpose)
     notes = [*chosen.notes, *frames.notes]
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
-    regions = visible_files(path / "regions") if (path / "regions").is_dir() else []
-    labels = the_labels([file for file in regions if is_label_file(file)])
-    info = read_info(path / "info.json")
-    return Recording(path, frames, labels, info, notes)
+    regions, unread = labelled_neurons(path, frames, labels)
+    return Recording(path, frames, regions, read_info(path / "info.json"), notes + unread)
+
+
+def name_of(path: Path) -> str:
+    """A recording's name: the folder's, or the file's without its suffix."""
+    return path.name if path.is_dir() else path.stem
+
+
+def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> None:
+    """Refuse what can be chosen of HDF5 files only."""
+    if dataset is not None or axes is not None:
+        raise UserError(f"{path}: is TIFF, which has no datasets; leave --dataset and --axes out")
+
+
+def labelled_neurons(
+    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None, transpose: bool = False
+) -> tuple[list[np.ndarray] | None, list[str]]:
+    """The labelled neurons of a recording, None without labels, and a line on what is not read as labels.
+
+    They come from the given file, or else from what lies in or beside the recording, or from the NWB file.
+    """
+    if labels is not None:
+        return read_labels(Path(labels), frames.shape, name_of(path)), []
+    found, unread = find_labels(path)
+    notes = [f"{name_some(unread)}: not read (--labels FILE reads labels from anywhere)"] if unread else []
+    if found is not None:
+        return read_labels(found, frames.shape, name_of(path)), notes
+    if isinstance(frames, Hdf5Frames):
+        return read_plane_segmentation(path, frames.shape, transpose), notes
+    return None, notes
 
 
 def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:

@@ -78,6 +78,8 @@ class Hdf5Frames:
         Frames a second, where an NWB file says.
     pixels_per_micron : float or None
         Where an NWB file or the attribute `element_size_um` says, and rows are as far apart as columns.
+    turned : bool
+        Whether the user has rows and columns otherwise than NWB's schema; see `read_plane_segmentation`.
     notes : list of str
         What of the file is left out, and what was assumed, a line each.
 
@@ -105,6 +107,8 @@ class Hdf5Frames:
             movie = file[self._name]
             require_values(movie, path)
             letters, assumed = find_axes(movie, path, axes, channel is not None, plane is not None)
+            as_said = axes is not None and letters.index("Y") < letters.index("X")
+            self.turned = transpose != as_said
             if transpose:
                 letters = letters.translate(EXCHANGED)
             if not (transpose or axes):
@@ -476,7 +480,8 @@ def time_axis(
             return 0, True
         if whole == [True, True, False]:
             return 2, True
-        if whole == [False, False, True] and min(chunks[:2]) > 1 and aspect(chunks[0], chunks[1]) <= 2:
+        square = min(chunks[:2]) > 1 and aspect(chunks[0], chunks[1]) <= 2
+        if whole == [False, False, True] and square and last <= 2:
             return 2, True
     if shape[1] == shape[2]:
         return 0, True

@@ -92,9 +92,9 @@ def count_pieces(region: np.ndarray, grow: int = 0) -> int:
 
 def read_tiff(path: Path) -> np.ndarray:
     """The only page of a TIFF file: (H, W), the numbers as they are stored, whatever colour they mean."""
-    from neurodetect.formats.tiff import find_layout, open_tiff
+    from neurodetect.formats.tiff import end_of, find_pages, open_tiff
 
-    count = find_layout(path, {}).count
+    _, count = find_pages(path, {}, alone=True)
     if count > 1:
         raise UserError(f"{path}: has {count} frames; a label image is one: number all neurons in it")
     with open_tiff(path) as tiff:
@@ -103,8 +103,7 @@ def read_tiff(path: Path) -> np.ndarray:
             raise UserError(f"{path}: {COLOUR}")
         if max(page.shape) > LARGEST_SIDE:
             raise UserError(f"{path}: claims {page.shape[1]} x {page.shape[0]} px; the file is damaged")
-        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-        if max(ends, default=0) > tiff.filehandle.size:
+        if end_of(page) > tiff.filehandle.size:
             raise UserError(f"{path}: is cut short; copy or export it again")
         return page.asarray()
 

@@ -112,11 +112,9 @@ def pixel_masks(
     places = np.stack([values[field] for field in order], axis=1).astype(np.int64)
     if not fits(places, shape) and fits(places[:, ::-1], shape):  # programs exchange x and y here, too
         places = places[:, ::-1]
-    if (
-        not fits(places, shape)
-        or np.any(np.diff(ends, prepend=0) < 0)
-        or (len(ends) and ends[-1] > len(places))
-    ):
+    if np.any(np.diff(ends, prepend=0, append=len(places)) < 0):
+        raise UserError(f"{source} has a pixel_mask_index that does not fit its pixels; write it again")
+    if not fits(places, shape):
         raise UserError(
             f"{source} has pixels that are not in the recording's {shape[0]} x {shape[1]}; "
             "are they of another movie? --labels FILE names others"
