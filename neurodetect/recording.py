@@ -221,7 +221,7 @@ def labelled_neurons(
     if labels is not None:
         return read_labels(Path(labels), frames.shape, name_of(path)), []
     found, unread = find_labels(path)
-    notes = [f"{name_some(unread)}: not read (--labels FILE reads labels from anywhere)"] if unread else []
+    notes = [f"{name_some(unread)}: not read; --labels FILE says which file has the labels"] if unread else []
     if found is not None:
         return read_labels(found, frames.shape, name_of(path)), notes
     if isinstance(frames, Hdf5Frames):

@@ -208,6 +208,18 @@ def test_axes_that_tifffile_wrote(tmp_path):
     refused(path, "has pages in 5 x 2 x 3", channel=1)
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_one_colour_of_colour_images(tmp_path, planar):
+    stack = movie(4, 3)  # as tifffile takes three frames for one of three colours
+    path = tmp_path / "rgb.tif"
+    frames = stack if planar == "separate" else np.moveaxis(stack, 1, -1)
+    tifffile.imwrite(path, frames, photometric="rgb", planarconfig=planar)
+    refused(path, "not RGB", "--channel N, of 1 to 3")
+    refused(path, "has no channel 4", channel=4)
+    for channel in range(3):
+        assert np.array_equal(read(path, channel=channel + 1), stack[:, channel])
+
+
 # OME
 
 

@@ -34,7 +34,7 @@ from neurodetect.formats.axes import (
     read_ome,
     read_scale,
 )
-from neurodetect.formats.frames import LARGEST_FRAME, describe_frame, require_finite
+from neurodetect.formats.frames import LARGEST_FRAME, choose, describe_frame, require_finite
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 DECODERS = min(4, os.cpu_count() or 1)  #: threads that decompress; beyond four, parsing limits them
@@ -123,10 +123,14 @@ class TiffFrames:
             self._axes = read_axes(tiff, files[0], channel is not None or plane is not None)
             if tiff.pages[0].is_ome:
                 self._ome, self._axes = ome_set(tiff, files)
-            self._choice, self.notes = make_choice(self._axes, channel, plane, files[0])
+            self._sample, self.notes = choose_sample(tiff.pages[0], channel, files[0])
+            if self._sample is not None:
+                channel = None
+            self._choice, notes = make_choice(self._axes, channel, plane, files[0])
+            self.notes += notes
             self._goes_on = bool(tiff.is_scanimage)  # from file to file, in the middle of a volume too
             self.pixels_per_micron = read_scale(tiff)
-            first = read_page(tiff, files[0], tiff.pages[0], 0)
+            first = read_page(tiff, files[0], tiff.pages[0], 0, sample=self._sample)
             self._compressed = tiff.pages[0].compression != tifffile.COMPRESSION.NONE
         self.shape: tuple[int, int] = first.shape[::-1] if transpose else first.shape
         self.dtype: np.dtype = first.dtype
@@ -230,7 +234,8 @@ class TiffFrames:
         """An open file's frame by its number in the file, checked. `like` is as of `find_page`."""
         number = int(layout.pages[index])
         skip = number if len(layout.directories) == 1 else 0
-        frame = read_page(tiff, path, find_page(tiff, layout, number, like), number, skip)
+        page = find_page(tiff, layout, number, like)
+        frame = read_page(tiff, path, page, number, skip, self._sample)
         if self._transpose:
             frame = frame.T
         if frame.shape != self.shape or frame.dtype != self.dtype:
@@ -538,17 +543,20 @@ def read_page(
     page: tifffile.TiffPage | tifffile.TiffFrame,
     index: int,
     skip: int = 0,
+    sample: int | None = None,
 ) -> np.ndarray:
     """The frame of a TIFF page, or the one `skip` frames after it: (H, W), in the machine's byte order.
 
-    `index` is its number in the file, for errors.
+    `index` is its number in the file, for errors; `sample` is which to take of those that a pixel has.
     """
     if page.dtype is None or page.dtype.kind not in "iuf":
         raise UserError(f"{path}: frame {index} is neither integer nor float; export it as grey values")
-    if len(page.shape) != 2 or not page.size:
+    samples = page.keyframe.samplesperpixel
+    if len(page.shape) != (2 if sample is None else 3) or not page.size or (sample or 0) >= samples:
+        choice = f", or choose one with --channel N, of 1 to {samples}" if samples > 1 else ""
         raise UserError(
             f"{path}: frame {index} is {describe_frame(page.shape, page.dtype)}; "
-            "a frame is a two-dimensional grey image, not RGB: export one channel"
+            f"a frame is a two-dimensional grey image, not RGB: export one channel{choice}"
         )
     if page.size > LARGEST_FRAME:
         raise UserError(f"{path}: frame {index} claims {page.size} pixels; the file is damaged")
@@ -562,10 +570,21 @@ def read_page(
     else:
         require_codec(page.keyframe, path)
         frame = page.asarray()
+    if sample is not None:
+        frame = frame.take(sample, axis=page.keyframe.axes.index("S"))
     frame = frame.astype(frame.dtype.newbyteorder("="), copy=False)
     if page.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:  # its large values are dark
         frame = -frame if frame.dtype.kind == "f" else ~frame
     return frame
+
+
+def choose_sample(page: tifffile.TiffPage, channel: int | None, path: Path) -> tuple[int | None, list[str]]:
+    """Which sample of each pixel to take of a colour image, if the user chose; and a line on the others."""
+    count = page.samplesperpixel
+    if count == 1 or channel is None or len(page.shape) != 3:
+        return None, []
+    sample = choose(channel, [""] * count, "channel", path)
+    return sample, [f"channel {channel} of {count}, the others are left out"]
 
 
 def require_codec(page: tifffile.TiffPage, path: Path) -> None:
