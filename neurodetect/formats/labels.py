@@ -62,7 +62,9 @@ def read_labels(
     """
     path = Path(path) if isinstance(path, str) else path
     regions = read_neurons(path, shape, name)
-    once = list({(len(region), region.tobytes()): region for region in reversed(regions)}.values())[::-1]
+    once: dict[bytes, np.ndarray] = {}
+    for region in regions:
+        once.setdefault(region.tobytes(), region)
     if len(once) < len(regions):
         source = path if isinstance(path, Path) else path[0].parent
         repeats = len(regions) - len(once)
@@ -70,7 +72,7 @@ def read_labels(
             f"{source}: {repeats} of {len(regions)} neurons have the pixels of another one and are left out",
             stacklevel=2,
         )
-    return once
+    return list(once.values())
 
 
 def read_neurons(
@@ -162,9 +164,7 @@ def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path)
             )
         cells = np.flatnonzero(flags.reshape(len(stat), -1)[:, 0] > 0)
         if not len(cells):
-            raise UserError(
-                f"{is_cell}: calls none of the {len(stat)} ROIs a cell; remove it to take them all"
-            )
+            raise UserError(f"{is_cell}: calls none of {len(stat)} ROIs a cell; remove it to take all")
         if len(cells) < len(stat):
             warnings.warn(
                 f"{path}: of {len(stat)} ROIs {len(cells)} are taken, which iscell.npy calls cells",
