@@ -602,6 +602,8 @@ def put(folder, *names):
         (["regions/.hidden.zip", "regions/Thumbs.db", "regions/a_seg.npy"], "regions/a_seg.npy", []),
         (["regions/stat.npy", "regions/iscell.npy", "regions/F.npy"], "regions/stat.npy", []),
         (["regions/masks.npy"], "regions/masks.npy", []),
+        (["regions/centers.npy", "regions/regions.json"], "regions/regions.json", ["regions/centers.npy"]),
+        (["regions/F.npy"], None, ["regions/F.npy"]),
         (["RoiSet.zip", "cell.roi", "f1.tif", "f1_masks.tif"], None, ["cell.roi", "RoiSet.zip"]),
         (["f_seg.npy", "stat.npy", "sources/sources.json"], None, ["f_seg.npy", "sources", "stat.npy"]),
         (["images/m.tif", "images/m_cp_masks.png", "suite2p/"], None, ["suite2p", "images/m_cp_masks.png"]),
@@ -647,6 +649,7 @@ def test_where_the_labels_of_a_file_are_and_what_is_not_read(tmp_path, movie, na
     [
         (["regions/a.tif", "regions/regions.json"], "a.tif and regions.json"),
         (["regions/RoiSet.zip", "regions/1.roi", "regions/2.roi"], "RoiSet.zip and 2 .roi files"),
+        (["regions/a.npy", "regions/b.npy"], "a.npy and b.npy"),
         (["m.ome.tif", "m.ome.regions.zip", "m.regions.zip"], "m.ome.regions.zip and m.regions.zip"),
     ],
 )
