@@ -1,9 +1,10 @@
 """Labels of other programs as neurons: python -m neurodetect.labels LABELS regions.json
 
 LABELS is one of these:
-  a neurofinder regions.json
-  ImageJ ROIs: the .zip that the ROI Manager saves, or one .roi
-  a label image (.tif, .tiff, .png): 0 outside, and each neuron a number of its own
+  a neurofinder regions.json, or a submission.json of one recording
+  ImageJ ROIs: the .zip that the ROI Manager saves, one .roi, or a folder of them
+  a label image (.tif, .tiff, .png, .npy): 0 outside, and each neuron a number of its own
+  what Suite2p (stat.npy) and Cellpose (NAME_seg.npy) save
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ python -m neurodetect.scoring TRUTH ESTIMATE compares any program's neurons with
 recall, precision, combined, inclusion and exclusion as the challenge has them, and F1 at an
 intersection over union of 0.5.
 
-TRUTH is the labels of one recording (a neurofinder regions.json, ImageJ ROIs or a label image), or a
-folder: of recordings (NAME/regions/regions.json), one recording, or what preprocessing.py wrote.
+TRUTH is the labels of one recording (a neurofinder regions.json, ImageJ ROIs, a label image, or what
+Suite2p and Cellpose save), or a folder: of recordings (NAME/regions/regions.json), one recording, or what
+preprocessing.py wrote.
 ESTIMATE is a submission.json, or neurons of one recording in any of the forms of TRUTH's labels.
 """
 
@@ -94,6 +95,18 @@ def match_centers(
                 pairs.append((true_index, nearest))
                 free[nearest] = False
     return pairs
+
+
+def fits_better_exchanged(
+    truth: Sequence[np.ndarray], estimate: Sequence[np.ndarray], threshold: float = THRESHOLD_PIXELS
+) -> bool:
+    """Whether clearly more neurons match with rows and columns of the estimate exchanged, and twice as many.
+
+    Clearly: by more than three standard deviations of the difference of two counts.
+    """
+    exchanged = [np.asarray(region)[:, ::-1] for region in estimate]
+    given, other = (len(match_centers(truth, regions, threshold)) for regions in (estimate, exchanged))
+    return other > 2 * given and other - given > 3 * (other + given) ** 0.5
 
 
 def centers(regions: Sequence[np.ndarray]) -> np.ndarray:
@@ -356,7 +369,13 @@ def main() -> None:
         threshold = args.threshold
         if threshold is None:
             threshold = match_threshold(pixels_per_micron_of(read_info(truth.info)))
-        rows[name] = compare_regions(read_labels(truth.labels), found.get(name, []), threshold)
+        true, estimated = read_labels(truth.labels), found.get(name, [])
+        rows[name] = compare_regions(true, estimated, threshold)
+        if fits_better_exchanged(true, estimated, threshold):
+            console.warn(
+                f"{name}: the neurons of {args.estimate} fit the labels much better with rows and columns "
+                "exchanged; are they [row, column] in both?"
+            )
     console.say(table(list(rows.values()), list(rows)), level=0)
     for threshold in sorted({row["threshold"] for row in rows.values()}):
         names = ", ".join(name for name, row in rows.items() if row["threshold"] == threshold)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from neurodetect.files import UserError
-from neurodetect.formats.labels import read_labels, read_neurons
+from neurodetect.formats.labels import find_labels, find_truths, read_estimate, read_labels, read_neurons
+from neurodetect.formats.pickles import read_objects
 from neurodetect.formats.rois import fill_polygons
-from neurodetect.regions import read_regions, regions_to_labels, write_regions
+from neurodetect.regions import read_regions, regions_to_labels, write_regions, write_submission
 
 SHAPE = (30, 40)
 
@@ -56,6 +58,12 @@ def write_zip(path: Path, contents) -> Path:
         for name, content in contents.items():
             archive.writestr(name, content)
     return path
+
+
+def refused(path, match, shape=SHAPE):
+    with pytest.raises(UserError, match=match) as error:
+        read_labels(path, shape)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 # Filling outlines
@@ -181,6 +189,194 @@ def test_what_reaches_over_the_border_is_cut_there(tmp_path):
     assert len(read_labels(tmp_path / "over.roi")[0]) == 12 * 23
 
 
+def test_points_and_lines_among_outlines_are_left_out(tmp_path):
+    point = roifile.ImagejRoi.frompoints([(3, 4)])
+    point.roitype = roifile.ROI_TYPE.POINT
+    picture = roi_of("RECT", 1, 1, 9, 9, subtype=roifile.ROI_SUBTYPE.IMAGE)
+    none = {"pt.roi": point.tobytes(), "li.roi": roi_of("LINE").tobytes(), "im.roi": picture.tobytes()}
+    write_zip(tmp_path / "a.zip", {**none, "fine.roi": roi_of("RECT", 0, 0, 5, 5).tobytes()})
+    with pytest.warns(UserWarning, match=r"\(3\): pt.roi \(point\), li.roi \(line\), im.roi \(image\)"):
+        assert [len(region) for region in read_labels(tmp_path / "a.zip", SHAPE)] == [25]
+    refused(write_zip(tmp_path / "a.zip", none), "nothing but ROIs without an area .*pt.roi")
+
+
+def test_rois_of_several_slices_are_all_taken_with_a_word(tmp_path, recwarn):
+    for kind in ("position", "z_position", "c_position"):
+        rois = [roi_of("RECT", i, 0, i + 3, 5, **{kind: 1 + i % 2}) for i in range(4)]
+        roifile.roiwrite(tmp_path / f"{kind}.zip", rois, name=list("abcd"))
+        assert len(read_labels(tmp_path / f"{kind}.zip", SHAPE)) == 4
+    words = [str(warning.message) for warning in recwarn]
+    assert [word.split("different ")[1].split(";")[0] for word in words] == [
+        "slices (1, 2)",
+        "planes (1, 2)",
+        "channels (1, 2)",
+    ]
+
+
+def test_a_folder_of_rois_in_natural_order(tmp_path):
+    for number in (10, 2, 1):
+        roi_of("RECT", number, 0, number + 2, 2).tofile(tmp_path / f"cell{number}.roi")
+    (tmp_path / "notes.txt").write_text("text")
+    assert [region[0].tolist() for region in read_labels(tmp_path, SHAPE)] == [[0, 1], [0, 2], [0, 10]]
+    (tmp_path / "cell2.roi").write_bytes(b"Iout")
+    refused(tmp_path, "ROI cell2 cannot be read")
+    (tmp_path / "none").mkdir()
+    refused(tmp_path / "none", "holds no labels")
+
+
+def test_a_neuron_that_is_there_twice_is_taken_once(tmp_path):
+    a, b, c = np.array([[1, 2], [3, 4]]), np.array([[5, 6]]), np.array([[1, 2]])
+    write_regions(tmp_path / "a.json", [a, b, a[::-1], c, b])
+    with pytest.warns(UserWarning, match="a.json: 2 of 5 neurons"):
+        read = read_labels(tmp_path / "a.json", SHAPE)
+    assert [region.tolist() for region in read] == [region.tolist() for region in (a, b, c)]
+
+
+def test_neurons_of_a_submission(tmp_path):
+    path, a, b = tmp_path / "submission.json", np.array([[1, 2]]), np.array([[3, 4]])
+    write_submission(path, {"neurofinder.00.00": [a], "mouse": [b]})
+    assert read_labels(path, SHAPE, name="neurofinder.00.00")[0].tolist() == a.tolist()
+    assert read_labels(path, SHAPE, name="mouse")[0].tolist() == b.tolist()
+    refused(path, "2 recordings, 00.00, mouse, and only one can be read")
+    with pytest.raises(UserError, match="none of them is rat"):
+        read_labels(path, SHAPE, name="rat")
+    write_submission(path, {"mouse": [a]})
+    assert len(read_labels(path, SHAPE)) == 1
+    with pytest.warns(UserWarning, match="neurons of mouse, which are taken for rat"):
+        assert len(read_labels(path, SHAPE, name="rat")) == 1
+    path.write_text(json.dumps({"regions": [{"coordinates": [[1, 2]]}]}))
+    assert read_labels(path, SHAPE)[0].tolist() == [[1, 2]]
+
+
+# Suite2p and Cellpose
+
+NEURONS = [np.array([[2, 39], [3, 39]]), np.array([[29, 0]]), np.array([[0, 0], [0, 1]])]
+
+
+def stat_of(regions, **others):
+    """What Suite2p keeps of ROIs, as far as it matters."""
+    return [
+        {
+            "ypix": region[:, 0],
+            "xpix": region[:, 1].astype(np.int32),
+            "overlap": np.ones(len(region), bool),
+            "med": list(region.mean(axis=0)),
+            "radius": np.float32(3),
+            "npix": len(region),
+            **others,
+        }
+        for region in regions
+    ]
+
+
+def save_objects(path, value):
+    np.save(path, np.array(value, object), allow_pickle=True)
+    return path
+
+
+def is_same(read, regions):
+    return [region.tolist() for region in read] == [region.tolist() for region in regions]
+
+
+def test_suite2p(tmp_path):
+    path = save_objects(tmp_path / "stat.npy", stat_of(NEURONS))
+    assert is_same(read_labels(path, SHAPE), NEURONS)
+    np.save(tmp_path / "F.npy", np.zeros((3, 100)))
+    np.save(tmp_path / "iscell.npy", np.array([[1, 0.9], [0, 0.1], [1, 0.8]]))
+    for source in (path, tmp_path):  # Suite2p's folder as a whole too
+        with pytest.warns(UserWarning, match="stat.npy: of 3 ROIs 2 are taken"):
+            assert is_same(read_labels(source, SHAPE), NEURONS[::2])
+    np.save(tmp_path / "iscell.npy", np.zeros((3, 2)))
+    refused(tmp_path, "iscell.npy: calls none of 3 ROIs a cell")
+    np.save(tmp_path / "iscell.npy", np.ones((4, 2)))
+    refused(tmp_path, "iscell.npy: is not of the 3 ROIs")
+    (tmp_path / "iscell.npy").unlink()
+    refused(path, r"ROI 0 has pixel \[2, 39\], which is no pixel of the image of 30 rows and 30", (30, 30))
+    planes = [*stat_of(NEURONS[:1], iplane=np.int64(0)), *stat_of(NEURONS[1:], iplane=np.int64(1))]
+    refused(save_objects(path, planes), "several planes")
+    refused(save_objects(path, [{"ypix": [1, 2], "xpix": [1]}]), "ROI 0 has more ypix than xpix")
+    refused(save_objects(path, [{"ypix": 3}]), "neither ROIs of Suite2p")
+    refused(save_objects(path, []), "neither ROIs of Suite2p")
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_cellpose(tmp_path, order):
+    masks = np.asarray(regions_to_labels(NEURONS, SHAPE).astype(np.uint16), order=order)
+    flows = [np.zeros((3, *SHAPE), np.uint8), np.zeros(SHAPE, ">f4"), [np.array(["a"], object)]]
+    others = {"outlines": masks * 0, "flows": flows, "filename": "m.tif", "diameter": np.float64(9)}
+    path = save_objects(tmp_path / "m_seg.npy", {"masks": masks, **others})
+    read = read_labels(path, SHAPE)
+    assert is_same(read, NEURONS)
+    refused(path, "is 30 x 40 px, but the recording is 40 x 30 .*rows and columns exchanged", (40, 30))
+    refused(save_objects(path, {"masks": np.zeros((2, *SHAPE), int)}), "is 2 x 30 x 40; a label image")
+    np.save(tmp_path / "masks.npy", masks)
+    assert is_same(read_labels(tmp_path / "masks.npy", SHAPE), NEURONS)
+    np.save(tmp_path / "masks.npy", np.float32(masks) + 0.5)
+    refused(tmp_path / "masks.npy", "no whole numbers from 0")
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", ">i2", "<u4", "i8", "f2", ">f8", "c16", "U3", "S2"])
+@pytest.mark.parametrize("order", "CF")
+def test_pickled_arrays_are_what_numpy_reads(tmp_path, dtype, order):
+    numbers = np.asarray(np.arange(-3, 9).reshape(3, 4).astype(dtype), order=order)
+    value = [numbers, numbers[1, 2], numbers[:, 1], numbers[:0], np.array(["x", None], object)]
+    save_objects(tmp_path / "a.npy", [{"a": entry} for entry in value])
+    expected = np.load(tmp_path / "a.npy", allow_pickle=True)
+    for read, right in zip(read_objects(tmp_path / "a.npy"), expected, strict=True):
+        stored, array = read["a"].value, right["a"]
+        assert np.array_equal(stored, array)
+        if array.dtype != object:
+            assert stored.dtype.newbyteorder("=") == array.dtype and stored.shape == array.shape
+
+
+class Calls:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_no_pickle_is_run_and_the_line_that_converts_it_works(tmp_path):
+    folder = tmp_path / "my 'own' data"
+    folder.mkdir()
+    save_objects(folder / "stat.npy", stat_of(NEURONS, from_file=Path("a")))
+    masks = regions_to_labels(NEURONS, SHAPE)
+    save_objects(folder / "m_seg.npy", {"masks": masks, "filename": Path("a")})
+    for file, written, expected in (
+        ("stat.npy", "regions.json", NEURONS),
+        ("m_seg.npy", "m_seg_masks.npy", NEURONS),
+        ("stat.npy", "regions.json", NEURONS[1:]),
+    ):
+        refused(folder / file, "it would run pathlib")
+        with pytest.raises(UserError) as error:
+            read_labels(folder / file, SHAPE)
+        line = str(error.value).split("run in Python: ")[1]
+        subprocess.run([sys.executable, "-c", line], check=True)
+        assert is_same(read_labels(folder / written, SHAPE), expected)
+        np.save(folder / "iscell.npy", np.array([[0, 0.1], [1, 0.9], [1, 0.9]]))
+    refused(save_objects(tmp_path / "other.npy", [Path("a")]), "save its neurons as a label image")
+
+    save_objects(tmp_path / "stat.npy", [Calls(tmp_path / "called")])
+    header = (tmp_path / "stat.npy").read_bytes()[:128]
+    refused(tmp_path / "stat.npy", "it would run .*open")
+    for code in (
+        b"cos\nsystem\n(S'touch called'\ntR.",
+        b"cnumpy\nload\n(S'called'\ntR.",
+        b"cnumpy\nndarray.tofile\n.",
+        b"cneurodetect.formats.pickles\nStored\n.",
+        b"Pmine\n.",  # an object outside the pickle
+    ):
+        (tmp_path / "stat.npy").write_bytes(header + code)
+        refused(tmp_path / "stat.npy", "cannot be read without running code")
+    for code in (b"", b"N.", b"cnumpy\nndarray\n(i\n", b"\x80\x04r\xff\xff\xff\xff.", b"]."):
+        (tmp_path / "stat.npy").write_bytes(header + code)
+        refused(tmp_path / "stat.npy", "cut short or damaged|without running code")
+    assert not list(tmp_path.rglob("called"))
+
+
 # Label images
 
 
@@ -198,6 +394,73 @@ def test_a_label_image(tmp_path, dtype):
         assert [region.tolist() for region in read] == [region.tolist() for region in regions]
 
 
+def test_label_images_whose_background_is_a_number(tmp_path):
+    path, labels = tmp_path / "cells.tif", regions_to_labels(NEURONS, SHAPE)
+    tifffile.imwrite(path, labels + 1)  # as a watershed numbers the outside
+    refused(path, "has no pixel of 0, and number 1 covers 100% of the image")
+    lines = labels + 1
+    lines[:, 20] = 0
+    tifffile.imwrite(path, lines)
+    refused(path, "cells.tif: number 1 covers 97% of the image; the background must be 0")
+    tifffile.imwrite(path, labels - 1)
+    refused(path, "has -1 as background, which must be 0")
+    halves = np.repeat([[3, 4]], 20, axis=1) * np.ones((30, 1), int)
+    tifffile.imwrite(path, halves)
+    refused(path, "no pixel of 0")
+    halves[:, 19] = 0  # two large neurons are neurons
+    tifffile.imwrite(path, halves)
+    assert [len(region) for region in read_labels(path, SHAPE)] == [19 * 30, 20 * 30]
+
+
+@pytest.mark.parametrize("value", [True, 1, 255])
+def test_masks_are_called_so_and_one_piece_is_a_neuron(tmp_path, value):
+    mask = np.zeros(SHAPE, bool if value is True else np.uint8)
+    mask[3:6, 4:9] = value
+    for pieces in (1, 2):
+        tifffile.imwrite(tmp_path / "mask.tif", mask)
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        np.save(tmp_path / "mask.npy", mask)
+        for name in ("mask.tif", "mask.png", "mask.npy"):
+            if pieces == 1:
+                assert [len(region) for region in read_labels(tmp_path / name, SHAPE)] == [15]
+            else:
+                refused(tmp_path / name, "is a mask")
+        mask[20, 20] = value
+
+
+def test_a_number_in_pieces_far_apart_is_named(tmp_path, recwarn):
+    path, labels = tmp_path / "cells.png", np.zeros(SHAPE, np.uint8)
+    labels[2:4, 2:4] = labels[6:8, 6:8] = 1  # a neuron may be torn
+    labels[20:25, 20:25] = 2
+    Image.fromarray(labels).save(path)
+    assert len(read_labels(path, SHAPE)) == 2 and not len(recwarn)
+    labels[2, 30] = 2
+    Image.fromarray(labels).save(path)
+    assert len(read_labels(path, SHAPE)) == 2
+    assert [str(w.message) for w in recwarn] == [
+        f"{path}: number 2 is in 2 pieces, far apart, but taken for one neuron"
+    ]
+    picture = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 2)
+    Image.fromarray((255 * (picture - picture.min()) / np.ptp(picture)).astype(np.uint8)).save(path)
+    refused(path, "far apart; is it a label image?")
+
+
+def test_numbers_are_read_as_they_are_stored(tmp_path):
+    labels = regions_to_labels(NEURONS, SHAPE).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", labels, photometric="miniswhite")  # as ImageJ shows masks
+    black = np.zeros((3, 256), np.uint16)
+    tifffile.imwrite(tmp_path / "b.tif", labels, photometric="palette", colormap=black)
+    for name in "ab":
+        assert is_same(read_labels(tmp_path / f"{name}.tif", SHAPE), NEURONS)
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([labels] * 3, axis=-1), photometric="rgb")
+    refused(tmp_path / "a.tif", "is a colour image")
+    tifffile.imwrite(tmp_path / "b.tif", labels)
+    (tmp_path / "b.tif").write_bytes((tmp_path / "b.tif").read_bytes()[:-300])
+    refused(tmp_path / "b.tif", "cut short")
+    tifffile.imwrite(tmp_path / "a.tif", np.where(labels, labels, np.nan).astype(np.float32))
+    refused(tmp_path / "a.tif", "no whole numbers from 0")
+
+
 def test_json_is_read_too(tmp_path):
     regions = [np.array([[1, 2], [3, 4]])]
     write_regions(tmp_path / "any.json", regions)
@@ -205,12 +468,6 @@ def test_json_is_read_too(tmp_path):
 
 
 # What a user can get wrong
-
-
-def refused(path, match, shape=SHAPE):
-    with pytest.raises(UserError, match=match) as error:
-        read_labels(path, shape)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_rois_outside_or_damaged(tmp_path):
@@ -289,7 +546,7 @@ def test_label_images_that_are_none(tmp_path):
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(data=st.data(), kind=st.sampled_from(["a.roi", "a.zip", "a.png", "a.tif"]))
+@given(data=st.data(), kind=st.sampled_from(["a.roi", "a.zip", "a.png", "a.tif", "stat.npy", "a_seg.npy"]))
 def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data, kind):
     roi = roifile.ImagejRoi.frompoints([(3.5, 4.5), (20, 4), (20, 20), (3, 20)], name="cell")
     labels = np.arange(30 * 40, dtype=np.uint16).reshape(SHAPE) // 100
@@ -299,6 +556,10 @@ def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data,
     elif kind == "a.zip":
         with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.roi", roi.tobytes())
+    elif kind == "stat.npy":
+        np.save(good, np.array(stat_of(NEURONS), object), allow_pickle=True)
+    elif kind == "a_seg.npy":
+        np.save(good, np.array({"masks": labels, "diameter": np.float64(3)}), allow_pickle=True)
     elif kind == "a.png":
         Image.fromarray(labels).save(good, "PNG")
     else:
@@ -312,6 +573,105 @@ def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data,
             assert len(region) and (region >= 0).all() and (region < SHAPE).all()
     except UserError as error:
         assert "\n" not in str(error)
+
+
+# Where labels are
+
+
+def put(folder, *names):
+    """Empty files, and folders where a name ends in a slash."""
+    for name in names:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.touch()
+
+
+@pytest.mark.parametrize(
+    "names, labels, unread",
+    [
+        (["regions/regions.json", "images/a.tif"], "regions/regions.json", []),
+        (["Regions/Regions.JSON", "a.tif"], "Regions/Regions.JSON", []),
+        (["REGIONS/c10.roi", "REGIONS/c9.roi"], ["REGIONS/c9.roi", "REGIONS/c10.roi"], []),
+        (
+            ["regions/a.zip", "regions/b.csv", "regions/a.mat"],
+            "regions/a.zip",
+            ["regions/a.mat", "regions/b.csv"],
+        ),
+        (["regions/regions_training.json"], None, ["regions/regions_training.json"]),
+        (["regions/.hidden.zip", "regions/Thumbs.db", "regions/a_seg.npy"], "regions/a_seg.npy", []),
+        (["regions/stat.npy", "regions/iscell.npy", "regions/F.npy"], "regions/stat.npy", []),
+        (["regions/masks.npy"], "regions/masks.npy", []),
+        (["regions/centers.npy", "regions/regions.json"], "regions/regions.json", ["regions/centers.npy"]),
+        (["regions/F.npy"], None, ["regions/F.npy"]),
+        (["RoiSet.zip", "cell.roi", "f1.tif", "f1_masks.tif"], None, ["cell.roi", "RoiSet.zip"]),
+        (["f_seg.npy", "stat.npy", "sources/sources.json"], None, ["f_seg.npy", "sources", "stat.npy"]),
+        (["images/m.tif", "images/m_cp_masks.png", "suite2p/"], None, ["suite2p", "images/m_cp_masks.png"]),
+        (["images/a.tif", "info.json", "notes.txt", "ops.npy", "roidal.tif"], None, []),
+    ],
+)
+def test_where_the_labels_of_a_folder_are_and_what_is_not_read(tmp_path, names, labels, unread):
+    put(tmp_path, *names)
+    found, others = find_labels(tmp_path)
+    assert others == [tmp_path / name for name in unread]
+    assert found == (
+        [tmp_path / name for name in labels] if isinstance(labels, list) else labels and tmp_path / labels
+    )
+
+
+@pytest.mark.parametrize(
+    "movie, names, labels, unread",
+    [
+        ("m.tif", ["m.regions.json", "m2.regions.zip", "m.regions.tif.txt"], "m.regions.json", []),
+        ("m.tif", ["M.Regions.ZIP"], "M.Regions.ZIP", []),
+        ("m.ome.tif", ["m.regions.zip"], "m.regions.zip", []),
+        ("m.ome.tif", ["m.ome.regions.zip", "m_RoiSet.zip"], "m.ome.regions.zip", ["m_RoiSet.zip"]),
+        (
+            "m.h5",
+            ["m_seg.npy", "m_cp_masks.png", "m.zip", "m.roi"],
+            None,
+            ["m_cp_masks.png", "m_seg.npy", "m.roi", "m.zip"],
+        ),
+        ("m.tif", ["m_2.tif", "m_2_RoiSet.zip", "m10_seg.npy", "other.zip", "m.png"], None, []),
+        ("m.tif", ["RoiSet.zip", "regions/regions.json"], None, ["regions", "RoiSet.zip"]),
+        ("a+b(1.tif", ["a+b(1.regions.csv"], None, ["a+b(1.regions.csv"]),
+    ],
+)
+def test_where_the_labels_of_a_file_are_and_what_is_not_read(tmp_path, movie, names, labels, unread):
+    put(tmp_path, movie, *names)
+    found, others = find_labels(tmp_path / movie)
+    assert found == (labels and tmp_path / labels)
+    assert sorted(others) == sorted(tmp_path / name for name in unread)
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["regions/a.tif", "regions/regions.json"], "a.tif and regions.json"),
+        (["regions/RoiSet.zip", "regions/1.roi", "regions/2.roi"], "RoiSet.zip and 2 .roi files"),
+        (["regions/a.npy", "regions/b.npy"], "a.npy and b.npy"),
+        (["m.ome.tif", "m.ome.regions.zip", "m.regions.zip"], "m.ome.regions.zip and m.regions.zip"),
+    ],
+)
+def test_labels_of_two_kinds_are_refused(tmp_path, names, words):
+    put(tmp_path, *names)
+    with pytest.raises(UserError, match=f"more than once, {words}; .*--labels FILE"):
+        find_labels(tmp_path / "m.ome.tif" if "m.ome.tif" in names else tmp_path)
+
+
+def test_truths_of_every_kind(tmp_path):
+    write_regions(tmp_path / "a" / "Regions" / "regions.json", NEURONS)
+    for number in (1, 2):
+        path = tmp_path / "b" / "regions" / f"{number}.roi"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        roi_of("RECT", number, 0, 9, 9).tofile(path)
+    save_objects(tmp_path / "stat.npy", [])  # no recording
+    truths = find_truths(tmp_path)
+    assert {name: len(read_labels(truth.labels)) for name, truth in truths.items()} == {"a": 3, "b": 2}
+    assert truths["b"].info == tmp_path / "b" / "info.json"
+    (truth,) = find_truths(tmp_path / "b" / "regions").values()
+    assert len(read_labels(truth.labels)) == 2
+    assert len(read_estimate(tmp_path / "b" / "regions")) == 2
 
 
 # The command

@@ -23,6 +23,7 @@ from neurodetect.regions import (
     regions_to_labels,
     regions_to_mask,
     regions_to_separate_mask,
+    rows_and_columns_exchanged,
     split_touching,
     unique_pixels,
     write_regions,
@@ -36,6 +37,29 @@ regions_lists = st.lists(
     ),
     max_size=8,
 )
+
+
+@pytest.mark.parametrize("shape", [(120, 120), (90, 160), (160, 90)])
+@pytest.mark.parametrize("kind", ["bright", "dark with a bright rim", "half of them invisible"])
+def test_exchanged_rows_and_columns_are_noticed(shape, kind):
+    rng = np.random.default_rng(0)
+    regions = disks(shape, rng.uniform(6, np.array(shape) - 6, (60, 2)), 4)
+    image = ndimage.gaussian_filter(rng.normal(size=shape), 8) * 30 + rng.normal(size=shape)  # uneven light
+    for number, region in enumerate(regions):
+        mask = regions_to_mask([region], shape)
+        if kind == "bright":
+            image += 2 * mask
+        elif kind == "half of them invisible":
+            image += 2 * mask * (number % 2)
+        else:
+            image += 2.0 * (ndimage.binary_dilation(mask) - mask) - 2 * mask
+    exchanged = [region[:, ::-1] for region in regions]
+    assert rows_and_columns_exchanged(image, exchanged) and not rows_and_columns_exchanged(image, regions)
+    assert rows_and_columns_exchanged(image.T, regions) and not rows_and_columns_exchanged(image.T, exchanged)
+    for other in (image[::-1], image[:, ::-1], np.ones(shape)):  # they fit neither way
+        assert not rows_and_columns_exchanged(other, regions)
+    assert not rows_and_columns_exchanged(image, exchanged[:3])  # too few to tell
+    assert not rows_and_columns_exchanged(image, [])
 
 
 def disks(shape, centers, radius):

@@ -257,6 +257,25 @@ def test_other_kinds_of_labels_are_compared_too(command, tmp_path):
     assert rows_of(command("truth.zip", "submission.json"))["truth"] == SCORES
 
 
+def test_an_estimate_with_rows_and_columns_exchanged_is_noticed(command, tmp_path):
+    rng = np.random.default_rng(0)
+    truth = [np.argwhere(np.ones((4, 4))) + corner for corner in rng.integers(0, (200, 100), (30, 2))]
+    estimates = {
+        "given": truth[5:] + truth[:2],
+        "exchanged": [region[:, ::-1] for region in truth[5:]],
+        "elsewhere": [region + (60, -40) for region in truth],
+        "few": [region[:, ::-1] for region in truth[:4]],
+    }
+    for name, estimate in estimates.items():
+        shifted = [region - np.minimum(region.min(axis=0), 0) for region in estimate]
+        write_regions(tmp_path / f"{name}.json", shifted)
+    write_regions(tmp_path / "truth.json", truth)
+    for name in estimates:
+        words = command("truth.json", f"{name}.json").stderr
+        assert ("exchanged.json fit the labels much better" in words) == (name == "exchanged")
+        assert words.count("\n") == (name == "exchanged")
+
+
 def test_what_cannot_be_compared_is_refused_in_one_line(command, tmp_path):
     write_regions(tmp_path / "regions.json", TRUE)
     for name in ("a", "b"):

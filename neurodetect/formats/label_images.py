@@ -54,7 +54,7 @@ def image_to_regions(image: np.ndarray, shape: tuple[int, int] | None, path: Pat
         raise UserError(f"{path}: marks no neuron; remove it if there are none")
     if background != 0 and (values[0] != 0 or share > 0.5):
         raise UserError(
-            f"{path}: has {'no pixel of 0, and ' if values[0] else ''}number {background} covers "
+            f"{path}: {'has no pixel of 0, and ' if values[0] else ''}number {background} covers "
             f"{share:.0%} of the image; the background must be 0, so set it where there is no neuron"
         )
     regions, numbered = labels_to_regions(numbers), values[values > 0]

@@ -29,7 +29,7 @@ ROI_SUFFIXES = (".zip", ".roi")
 #: What files and folders of labels are usually called, behind the movie's name if that comes first.
 LABEL_WORD = r"(seg|(cp_)?masks?|rois?|roi_?set|regions|labels|sources|stat|suite2p)"
 LABEL_NAME = re.compile(rf"(.*[\W_])?{LABEL_WORD}", re.IGNORECASE)
-SUITE2P_FILE = re.compile(r"(iscell|ops|redcell|F|Fneu|spks)(_chan2)?\.npy")  #: beside a stat.npy
+SUITE2P_FILE = re.compile(r"(iscell|ops|redcell|F|Fneu|spks)(_chan2)?\.npy")  #: what lies beside a stat.npy
 LEFTOVERS = ("thumbs.db", "desktop.ini")  #: which Windows puts into folders
 
 
@@ -62,7 +62,9 @@ def read_labels(
     """
     path = Path(path) if isinstance(path, str) else path
     regions = read_neurons(path, shape, name)
-    once = list({(len(region), region.tobytes()): region for region in reversed(regions)}.values())[::-1]
+    once: dict[bytes, np.ndarray] = {}
+    for region in regions:
+        once.setdefault(region.tobytes(), region)
     if len(once) < len(regions):
         source = path if isinstance(path, Path) else path[0].parent
         repeats = len(regions) - len(once)
@@ -70,7 +72,7 @@ def read_labels(
             f"{source}: {repeats} of {len(regions)} neurons have the pixels of another one and are left out",
             stacklevel=2,
         )
-    return once
+    return list(once.values())
 
 
 def read_neurons(
@@ -162,9 +164,7 @@ def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path)
             )
         cells = np.flatnonzero(flags.reshape(len(stat), -1)[:, 0] > 0)
         if not len(cells):
-            raise UserError(
-                f"{is_cell}: calls none of the {len(stat)} ROIs a cell; remove it to take them all"
-            )
+            raise UserError(f"{is_cell}: calls none of {len(stat)} ROIs a cell; remove it to take all")
         if len(cells) < len(stat):
             warnings.warn(
                 f"{path}: of {len(stat)} ROIs {len(cells)} are taken, which iscell.npy calls cells",
@@ -210,42 +210,50 @@ def find_labels(recording: Path) -> tuple[Path | list[Path] | None, list[Path]]:
     UserError
         There are labels of two kinds.
     """
-    if recording.is_dir():
-        entries = visible_files(recording)
-        places = [visible_files(folder) for folder in entries if is_regions_folder(folder)]
-        labels = set_of_labels(label_files([file for place in places for file in place]))
-        images = recording / "images"
-        elsewhere = [*entries, *(visible_files(images) if images.is_dir() else [])]
-        # Which of the TIFF files are frames is not for us to say.
-        unread = [file for place in places for file in place] + [
-            entry
-            for entry in elsewhere
-            if entry.suffix.lower() in ROI_SUFFIXES
-            or (LABEL_NAME.fullmatch(entry.stem) and entry.suffix.lower() not in (".tif", ".tiff"))
-            if not is_regions_folder(entry)
-        ]
-    else:
-        stems = {recording.stem, re.sub(r"\.ome$", "", recording.stem, flags=re.IGNORECASE)}
-        entries = [entry for entry in visible_files(recording.parent) if entry != recording]
-        names = {f"{stem}.regions{suffix}".lower() for stem in stems for suffix in LABEL_SUFFIXES}
-        labels = set_of_labels([entry for entry in entries if entry.name.lower() in names])
-        # `movie_2_RoiSet.zip` is of another movie, `RoiSet.zip` may be of any.
-        rests = "|".join(re.escape(stem) for stem in stems)
-        own = re.compile(rf"((({rests})[\W_]*)?{LABEL_WORD})", re.IGNORECASE)
-        unread = [
-            entry
-            for entry in entries
-            if own.fullmatch(entry.stem) or (entry.stem in stems and entry.suffix.lower() in ROI_SUFFIXES)
-        ]
+    places, elsewhere, labels = in_folder(recording) if recording.is_dir() else beside_file(recording)
     taken = labels if isinstance(labels, list) else [labels]
-    companions = [file.parent for file in taken if file is not None and file.name == "stat.npy"]
-    return labels, [
+    # What Suite2p writes beside its ROIs belongs to them.
+    own = [file.parent for file in taken if file is not None and file.name == "stat.npy"]
+    unread = [
         entry
-        for entry in unread
+        for entry in [*places, *elsewhere]
         if entry not in taken
-        and not (SUITE2P_FILE.fullmatch(entry.name) and entry.parent in companions)
         and entry.name.lower() not in LEFTOVERS
+        and not (entry.parent in own and SUITE2P_FILE.fullmatch(entry.name))
     ]
+    return labels, unread
+
+
+def in_folder(recording: Path) -> tuple[list[Path], list[Path], Path | list[Path] | None]:
+    """What lies in a recording's `regions/`, what elsewhere in it is called like labels, and its labels."""
+    entries = visible_files(recording)
+    places = [file for folder in entries if is_regions_folder(folder) for file in visible_files(folder)]
+    images = recording / "images"
+    elsewhere = [
+        entry
+        for entry in [*entries, *(visible_files(images) if images.is_dir() else [])]
+        if entry.suffix.lower() in ROI_SUFFIXES
+        # Which of the TIFF files are frames is not for us to say.
+        or (LABEL_NAME.fullmatch(entry.stem) and entry.suffix.lower() not in (".tif", ".tiff"))
+        if not is_regions_folder(entry)
+    ]
+    return places, elsewhere, set_of_labels(label_files(places))
+
+
+def beside_file(movie: Path) -> tuple[list[Path], list[Path], Path | list[Path] | None]:
+    """`in_folder` for a single file, beside which is no such place."""
+    stems = {movie.stem, re.sub(r"\.ome$", "", movie.stem, flags=re.IGNORECASE)}
+    entries = [entry for entry in visible_files(movie.parent) if entry != movie]
+    names = {f"{stem}.regions{suffix}".lower() for stem in stems for suffix in LABEL_SUFFIXES}
+    labels = set_of_labels([entry for entry in entries if entry.name.lower() in names])
+    # `movie_2_RoiSet.zip` is of another movie, `RoiSet.zip` may be of any.
+    called = re.compile(rf"(({'|'.join(map(re.escape, stems))})[\W_]*)?{LABEL_WORD}", re.IGNORECASE)
+    elsewhere = [
+        entry
+        for entry in entries
+        if called.fullmatch(entry.stem) or (entry.stem in stems and entry.suffix.lower() in ROI_SUFFIXES)
+    ]
+    return [], elsewhere, labels
 
 
 def is_regions_folder(entry: Path) -> bool:
@@ -254,15 +262,17 @@ def is_regions_folder(entry: Path) -> bool:
 
 
 def is_label_file(file: Path) -> bool:
-    """`regions.json`, or any file of the other kinds of labels."""
+    """`regions.json`, or any file of the other kinds of labels; a `.npy` file if its name says what it is."""
     suffix = file.suffix.lower()
-    return file.name.lower() == "regions.json" or suffix in set(LABEL_SUFFIXES) - {".json"}
+    if suffix in (".json", ".npy"):
+        return file.name.lower() in ("regions.json", "stat.npy") or file.name.lower().endswith("_seg.npy")
+    return suffix in LABEL_SUFFIXES
 
 
 def label_files(files: Sequence[Path]) -> list[Path]:
-    """Those of a folder's files that are labels; what Suite2p writes beside its `stat.npy` is not."""
-    suite2p = any(file.name == "stat.npy" for file in files)
-    return [f for f in files if is_label_file(f) and not (suite2p and SUITE2P_FILE.fullmatch(f.name))]
+    """Those of a folder's files that are labels; a `.npy` of any name if there is nothing else."""
+    arrays = [f for f in files if f.suffix.lower() == ".npy" and not SUITE2P_FILE.fullmatch(f.name)]
+    return list(filter(is_label_file, files)) or arrays
 
 
 def the_labels(files: list[Path]) -> Path | None:

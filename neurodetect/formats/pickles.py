@@ -95,21 +95,25 @@ def read_objects(path: Path) -> list[Any] | None:
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the path") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: cannot be read without running code that it brings along ({error}); "
-            f"if you know where it is from, run in Python: {conversion(path)}"
+            f"{path}: cannot be read without running code that it brings along ({error}); {conversion(path)}"
         ) from error
     except Exception as error:  # EOFError, ValueError, KeyError, TypeError, MemoryError, ...: any damage
         raise UserError(f"{path}: is cut short or damaged ({error}); save it again") from error
 
 
 def conversion(path: Path) -> str:
-    """The line of Python that writes the neurons of a `_seg.npy` or else of a `stat.npy` as plain data."""
+    """What to do with a file that would run code: of a `_seg.npy` or `stat.npy` the line that converts it."""
     load = f"numpy.load({str(path)!r}, allow_pickle=True)"
     if path.stem.endswith("_seg"):
         masks = str(path.with_name(f"{path.stem}_masks.npy"))
-        return f"import numpy; numpy.save({masks!r}, {load}.item()['masks'])"
-    rois, cells = f"roi in {load}", path.with_name("iscell.npy")
-    if cells.exists():  # Suite2p says there which of the ROIs are cells
-        rois = f"roi, (cell, _) in zip({load}, numpy.load({str(cells)!r})) if cell"
-    entries = f"[{{'coordinates': numpy.transpose([roi['ypix'], roi['xpix']]).tolist()}} for {rois}]"
-    return f"import json, numpy; json.dump({entries}, open({str(path.with_name('regions.json'))!r}, 'w'))"
+        line = f"import numpy; numpy.save({masks!r}, {load}.item()['masks'])"
+    elif path.stem.endswith("stat"):
+        rois, cells = f"roi in {load}", path.with_name("iscell.npy")
+        if cells.exists():  # Suite2p says there which of the ROIs are cells
+            rois = f"roi, (cell, _) in zip({load}, numpy.load({str(cells)!r})) if cell"
+        entries = f"[{{'coordinates': numpy.transpose([roi['ypix'], roi['xpix']]).tolist()}} for {rois}]"
+        regions = str(path.with_name("regions.json"))
+        line = f"import json, numpy; json.dump({entries}, open({regions!r}, 'w'))"
+    else:
+        return "save its neurons as a label image"
+    return f"if you trust whom it is from, run in Python: {line}"

@@ -50,7 +50,9 @@ def read_rois(files: Path | Sequence[Path], shape: tuple[int, int] | None) -> li
                 "is it of this recording?"
             )
         regions.append(region)
-        positions.add((roi.position, roi.c_position, roi.z_position))
+        # In an image of channels and planes `position` counts their pairs.
+        alone = roi.position if not (roi.c_position or roi.z_position) else 0
+        positions.add((roi.c_position, roi.z_position, alone))
     if not regions and not left_out:
         raise UserError(f"{path}: holds no .roi; save the ROIs from ImageJ's ROI Manager")
     if left_out:
@@ -58,7 +60,7 @@ def read_rois(files: Path | Sequence[Path], shape: tuple[int, int] | None) -> li
         if not regions:
             raise UserError(f"{path}: holds nothing but {what}; outline the neurons")
         warnings.warn(f"{path}: leaves out {what}", stacklevel=2)
-    for axis, kind in enumerate(("slices", "channels", "planes")):
+    for axis, kind in enumerate(("channels", "planes", "slices")):
         # A ROI that belongs to all of them has position 0.
         numbers = sorted({position[axis] for position in positions} - {0})
         if len(numbers) > 1:
