@@ -301,7 +301,7 @@ def refuse_recording(folder: str | Path) -> None:
         prepared = any(file.name.startswith("X_") and file.suffix == ".npy" for file in files)
         is_recording = (folder / "images").is_dir() or (any(map(is_frame_file, files)) and not prepared)
     else:
-        is_recording = folder.is_file() and (is_frame_file(folder) or folder.suffix.lower() in HDF5_SUFFIXES)
+        is_recording = folder.is_file() and movie_format(folder) in ("TIFF", "HDF5")
     if is_recording:
         raise UserError(
             f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"

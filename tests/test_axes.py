@@ -286,6 +286,17 @@ def test_an_ome_set_of_one_page_files(tmp_path):
     assert np.array_equal(read(tmp_path / "set"), stack[:, 1])
 
 
+def test_an_ome_set_of_stacks(tmp_path):
+    stack = movie(6, 2)
+    names = ["x_MMStack_Pos0.ome.tif", "x_MMStack_Pos0_1.ome.tif"]
+    pages = [(names[t // 4], (t % 4) * 2 + c, {"C": c, "T": t, "Z": 0}) for t in range(6) for c in range(2)]
+    for name, part in zip(names, np.split(stack.reshape(-1, *SHAPE), [8]), strict=True):
+        write_pages(tmp_path / name, part, ome(pages, {"C": 2, "T": 6}) if name == names[0] else None)
+    refused(tmp_path, "has 2 channels")
+    for channel in range(2):
+        assert np.array_equal(read(tmp_path, channel=channel + 1), stack[:, channel])
+
+
 def test_several_images_in_one_ome_file_are_not_averaged(tmp_path):
     with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as writer:
         first, second = movie(4), movie(4, seed=1)

@@ -144,8 +144,15 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
         return named_axes(metadata.get("axes", "Q" * len(shape))[:leading], shape[:leading], path, named)
     if tiff.is_mmstack or tiff.is_fluoview or tiff.is_lsm:
         series = tiff.series[0]
-        leading = len(series.shape) - len(page.shape)
-        return named_axes(series.axes[:leading], series.shape[:leading], path, named)
+        many = [
+            size for axis, size in zip(series.axes, series.shape, strict=True) if axis in "CZ" and size > 1
+        ]
+        if many and len(series.shape) > 3:
+            # Their pages may be in another order, with small pictures between them.
+            raise UserError(
+                f"{path}: has {' x '.join(map(str, series.shape))} pixels ({series.axes}): "
+                "export one channel and plane as a TIFF stack, for example with Fiji"
+            )
     return ONE_BY_ONE
 
 

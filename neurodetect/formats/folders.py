@@ -86,7 +86,8 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
 
 def stem(file: Path) -> str:
     """A file's name without `.tif` or `.ome.tif`."""
-    return re.sub(r"(?i)\.ome$", "", file.stem)
+    name = file.stem
+    return name[:-4] if name[-4:].lower() == ".ome" else name
 
 
 def tell_apart(files: Sequence[Path], words: Sequence[re.Pattern[str]]) -> dict[Path, str]:
@@ -146,15 +147,15 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
         first = next(file for file in files if pattern(file) == usual)
         raise UserError(f"{folder}: holds more than one movie, {first.name} and {name_some(odd)}: {advice}")
     if several and len(files) > 1:
-        if all(re.search(r"[^\W\d_](?!0)\d+$", stem(file)) for file in files):
+        if all(re.search(r"[^\W\d_](\d|[1-9]\d+)$", stem(file)) for file in files):
             raise UserError(f"{folder}: holds {len(files)} movies, {name_some(files)}: {advice}")
         return [f"{len(files)} files, {name_some(files)}, are read as parts of one movie"]
     return []
 
 
 def pattern(file: Path) -> str:
-    """A file's name with # for every number, and without a number at its end."""
-    return re.sub(r"[\W_]*#\W*$", "", re.sub(r"\d+", "#", stem(file)))
+    """A file's name with # for every number, and without numbers at its end."""
+    return re.sub(r"([\W_]*#)+\W*$", "", re.sub(r"\d+", "#", stem(file)))
 
 
 def name_some(files: Sequence[Path]) -> str:
