@@ -228,6 +228,8 @@ def test_the_series_of_an_nwb_file(tmp_path):
     assert np.array_equal(list(movie), frames) and "left out: processing/ophys" in movie.notes[0]
     for name in ("corrected", "MotionCorrection/corrected", "corrected/data"):
         assert np.array_equal(list(Hdf5Frames(path, dataset=name)), frames[:2])
+    write_nwb(path, raw=("TwoPhotonSeries", np.zeros((0, 0, 0))), **corrected)
+    refused(path, "has no frames in it: choose with --dataset NAME, of processing/ophys")
     write_nwb(path, **corrected)
     assert np.array_equal(list(Hdf5Frames(path)), frames[:2])
 
@@ -328,6 +330,16 @@ def test_channels_and_planes_that_have_a_name(tmp_path, axes, labels):
         refused(path, "--axes", channel=1, plane=1)
         for wrong in ("TYX", "TZYX?", "TTZYX", "TZYXCC", "TZCXX", ""):
             refused(path, "does not fit", axes=wrong)
+
+
+def test_a_stack_of_planes_is_no_movie(tmp_path):
+    frames = make_frames(20)
+    path = write_hdf5(tmp_path / "m.h5", mov=frames)
+    with h5py.File(path, "r+") as file:
+        for axis, label in enumerate("zyx"):
+            file["mov"].dims[axis].label = label
+    refused(path, "of axes ZYX, so it is no movie")
+    assert np.array_equal(list(Hdf5Frames(path, axes="TYX")), frames)
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 9, 1), (20, 1, 6, 9), (20, 1, 1, 6, 9), (1, 20, 1, 6, 9)])
@@ -574,10 +586,10 @@ def test_masks_of_a_square_image_are_as_the_movie_is(tmp_path):
     assert as_lists(read_plane_segmentation(path, (9, 9))) == NEURONS
     path = write_segmentation(tmp_path / "turned.nwb", masks=masks)
     write_nwb(tmp_path / "movie.nwb", movie=("TwoPhotonSeries", make_frames(3, shape=(9, 9))))
-    for options, expected in (({"transpose": True}, NEURONS), ({"axes": "TYX"}, NEURONS), ({}, None)):
+    for options in ({"transpose": True}, {"axes": "TYX"}, {"axes": "TXY", "transpose": True}):
         movie = Hdf5Frames(tmp_path / "movie.nwb", **options)
-        regions = as_lists(read_plane_segmentation(path, movie.shape, movie.turned))
-        assert (regions == NEURONS) == (expected is not None)
+        assert as_lists(read_plane_segmentation(path, movie.shape, movie.turned)) == NEURONS
+    assert not Hdf5Frames(tmp_path / "movie.nwb").turned
 
 
 def test_pixels_of_neurons(tmp_path):
