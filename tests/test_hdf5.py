@@ -369,7 +369,7 @@ def test_a_fourth_axis_that_says_nothing(tmp_path, kind, word, axis):
     assert np.array_equal(list(Hdf5Frames(path, axes=axes, **{kind: 2})), several[1])
 
 
-@pytest.mark.parametrize("shape", [(2, 20, 24, 32), (2, 10, 24, 32), (10, 2, 24, 32), (40, 20, 24, 32)])
+@pytest.mark.parametrize("shape", [(2, 100, 24, 32), (2, 10, 24, 32), (10, 2, 24, 32), (40, 20, 24, 32)])
 def test_four_axes_that_cannot_be_told_are_not_guessed(tmp_path, shape):
     refused(write_hdf5(tmp_path / "m.h5", mov=np.ones(shape, np.uint8)), "--axes", channel=2)
 
@@ -408,6 +408,8 @@ def test_rows_x_columns_x_time_is_never_read_as_frames(tmp_path, shape, options)
         ((1000, 16, 64), {}, None),
         ((500, 8, 8), {}, None),
         ((7, 64, 64), {}, None),
+        ((60, 64, 64), {}, None),
+        ((64, 64, 64), {}, None),
         ((1, 64, 80), {}, None),
         ((30, 40, 50), {"chunks": (1, 40, 50)}, None),
         ((60, 60, 70), {"chunks": (8, 60, 70)}, None),
@@ -438,6 +440,8 @@ def test_matlab_stores_axes_in_reverse(tmp_path):
             file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512))
 
     write(turned)
+    with h5py.File(path, "r+") as file:
+        file["#refs#/a"] = turned  # of a cell array
     movie = Hdf5Frames(path)
     assert np.array_equal(list(movie), frames) and "MATLAB" in movie.notes[0]
     assert np.array_equal(list(Hdf5Frames(path, transpose=True)), turned)
@@ -469,6 +473,13 @@ def test_rows_and_columns_of_an_nwb_series(tmp_path, dimension, order):
         ]
     turned = Hdf5Frames(path, transpose=True)
     assert np.array_equal([frame.T for frame in turned], list(movie)) and turned.notes == []
+
+
+def test_a_square_nwb_series_says_that_its_order_was_assumed(tmp_path):
+    frames = make_frames(3, shape=(9, 9))
+    path = write_nwb(tmp_path / "m.nwb", [9, 9], movie=("TwoPhotonSeries", frames))
+    movie = Hdf5Frames(path)
+    assert np.array_equal(list(movie), frames.transpose(0, 2, 1)) and "--transpose" in movie.notes[0]
 
 
 def test_planes_of_an_nwb_series_are_its_last_axis(tmp_path):

@@ -494,7 +494,7 @@ def time_axis(
             return 2, True
     if shape[1] == shape[2]:
         return 0, True
-    if shape[0] == shape[1] or last < first:
+    if last < first:
         return 2, False
     return 0, last > 2
 
