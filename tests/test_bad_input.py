@@ -101,12 +101,6 @@ def rgb(recording):
     tifffile.imwrite(recording / "image0.tif", noise((*SHAPE, 3), np.uint8), photometric="rgb")
 
 
-def not_a_number(recording):
-    frame = noise(dtype=np.float32)
-    frame[7, 8] = np.nan
-    write_frames(recording, noise(dtype=np.float32), frame)
-
-
 def infinite(recording):
     frame = noise(dtype=np.float64)
     frame[7, 8] = -np.inf
@@ -165,7 +159,6 @@ def info(text):
         (no_tiff, ["image1.tif", "TIFF"]),
         (an_empty_file, ["image0.tif", "TIFF"]),
         (rgb, ["image0.tif", "RGB", "export"]),
-        (not_a_number, ["image1.tif", "NaN"]),
         (infinite, ["image0.tif", "infinite"]),
         (complex_numbers, ["image0.tif", "neither integer nor float"]),
         (beyond_float32, ["recording", "beyond float32"]),

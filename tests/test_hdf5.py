@@ -228,6 +228,8 @@ def test_the_series_of_an_nwb_file(tmp_path):
     assert np.array_equal(list(movie), frames) and "left out: processing/ophys" in movie.notes[0]
     for name in ("corrected", "MotionCorrection/corrected", "corrected/data"):
         assert np.array_equal(list(Hdf5Frames(path, dataset=name)), frames[:2])
+    write_nwb(path, raw=("TwoPhotonSeries", np.zeros((0, 0, 0))), **corrected)
+    refused(path, "has no frames in it: choose with --dataset NAME, of processing/ophys")
     write_nwb(path, **corrected)
     assert np.array_equal(list(Hdf5Frames(path)), frames[:2])
 
@@ -330,6 +332,16 @@ def test_channels_and_planes_that_have_a_name(tmp_path, axes, labels):
             refused(path, "does not fit", axes=wrong)
 
 
+def test_a_stack_of_planes_is_no_movie(tmp_path):
+    frames = make_frames(20)
+    path = write_hdf5(tmp_path / "m.h5", mov=frames)
+    with h5py.File(path, "r+") as file:
+        for axis, label in enumerate("zyx"):
+            file["mov"].dims[axis].label = label
+    refused(path, "of axes ZYX, so it is no movie")
+    assert np.array_equal(list(Hdf5Frames(path, axes="TYX")), frames)
+
+
 @pytest.mark.parametrize("shape", [(20, 6, 9, 1), (20, 1, 6, 9), (20, 1, 1, 6, 9), (1, 20, 1, 6, 9)])
 def test_axes_of_length_one_are_no_axes(tmp_path, shape):
     frames = make_frames(20)
@@ -357,7 +369,7 @@ def test_a_fourth_axis_that_says_nothing(tmp_path, kind, word, axis):
     assert np.array_equal(list(Hdf5Frames(path, axes=axes, **{kind: 2})), several[1])
 
 
-@pytest.mark.parametrize("shape", [(2, 20, 24, 32), (2, 10, 24, 32), (10, 2, 24, 32), (40, 20, 24, 32)])
+@pytest.mark.parametrize("shape", [(2, 100, 24, 32), (2, 10, 24, 32), (10, 2, 24, 32), (40, 20, 24, 32)])
 def test_four_axes_that_cannot_be_told_are_not_guessed(tmp_path, shape):
     refused(write_hdf5(tmp_path / "m.h5", mov=np.ones(shape, np.uint8)), "--axes", channel=2)
 
@@ -396,6 +408,8 @@ def test_rows_x_columns_x_time_is_never_read_as_frames(tmp_path, shape, options)
         ((1000, 16, 64), {}, None),
         ((500, 8, 8), {}, None),
         ((7, 64, 64), {}, None),
+        ((60, 64, 64), {}, None),
+        ((64, 64, 64), {}, None),
         ((1, 64, 80), {}, None),
         ((30, 40, 50), {"chunks": (1, 40, 50)}, None),
         ((60, 60, 70), {"chunks": (8, 60, 70)}, None),
@@ -426,6 +440,8 @@ def test_matlab_stores_axes_in_reverse(tmp_path):
             file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512))
 
     write(turned)
+    with h5py.File(path, "r+") as file:
+        file["#refs#/a"] = turned  # of a cell array
     movie = Hdf5Frames(path)
     assert np.array_equal(list(movie), frames) and "MATLAB" in movie.notes[0]
     assert np.array_equal(list(Hdf5Frames(path, transpose=True)), turned)
@@ -457,6 +473,13 @@ def test_rows_and_columns_of_an_nwb_series(tmp_path, dimension, order):
         ]
     turned = Hdf5Frames(path, transpose=True)
     assert np.array_equal([frame.T for frame in turned], list(movie)) and turned.notes == []
+
+
+def test_a_square_nwb_series_says_that_its_order_was_assumed(tmp_path):
+    frames = make_frames(3, shape=(9, 9))
+    path = write_nwb(tmp_path / "m.nwb", [9, 9], movie=("TwoPhotonSeries", frames))
+    movie = Hdf5Frames(path)
+    assert np.array_equal(list(movie), frames.transpose(0, 2, 1)) and "--transpose" in movie.notes[0]
 
 
 def test_planes_of_an_nwb_series_are_its_last_axis(tmp_path):
@@ -574,10 +597,10 @@ def test_masks_of_a_square_image_are_as_the_movie_is(tmp_path):
     assert as_lists(read_plane_segmentation(path, (9, 9))) == NEURONS
     path = write_segmentation(tmp_path / "turned.nwb", masks=masks)
     write_nwb(tmp_path / "movie.nwb", movie=("TwoPhotonSeries", make_frames(3, shape=(9, 9))))
-    for options, expected in (({"transpose": True}, NEURONS), ({"axes": "TYX"}, NEURONS), ({}, None)):
+    for options in ({"transpose": True}, {"axes": "TYX"}, {"axes": "TXY", "transpose": True}):
         movie = Hdf5Frames(tmp_path / "movie.nwb", **options)
-        regions = as_lists(read_plane_segmentation(path, movie.shape, movie.turned))
-        assert (regions == NEURONS) == (expected is not None)
+        assert as_lists(read_plane_segmentation(path, movie.shape, movie.turned)) == NEURONS
+    assert not Hdf5Frames(tmp_path / "movie.nwb").turned
 
 
 def test_pixels_of_neurons(tmp_path):

@@ -295,6 +295,11 @@ def find_movie(file: h5py.File, path: Path, name: str | None) -> tuple[str, list
         several = listed({n: found[n] for n in named})
         raise UserError(f"{path}: has more than one movie: choose with --dataset NAME, of {several}")
     others = {n: dataset for n, dataset in movies.items() if n != named[0]}
+    if others and found[named[0]].size == 0:
+        raise UserError(
+            f"{path}: {one_line(named[0])} has no frames in it: "
+            f"choose with --dataset NAME, of {listed(others)}"
+        )
     return named[0], [f"{one_line(named[0])} is read, left out: {listed(others)}"] if others else []
 
 
@@ -388,7 +393,11 @@ def find_axes(
         return (axes if len(axes) == movie.ndim else spread(axes, kept, movie.ndim)), []
     labels = [movie.dims[axis].label.lower() for axis in range(movie.ndim)]
     said = "".join(letter for label in labels for letter, names in AXIS_NAMES.items() if label in names)
-    if len(said) == movie.ndim and are_axes(said):
+    if len(said) == movie.ndim:
+        if not are_axes(said):
+            raise UserError(
+                f"{what} of axes {said}, so it is no movie; --axes names them where that is wrong"
+            )
         return said, []
     shape = tuple(movie.shape[axis] for axis in kept)
     if text_attribute(movie.parent, "neurodata_type") in SERIES_TYPES and len(kept) < 5:
@@ -485,7 +494,7 @@ def time_axis(
             return 2, True
     if shape[1] == shape[2]:
         return 0, True
-    if shape[0] == shape[1] or last < first:
+    if last < first:
         return 2, False
     return 0, last > 2
 
