@@ -4,6 +4,7 @@
 For every RECORDING this writes into OUTPUT_FOLDER
   X_NAME.npy         the mean over time, bright pixels clipped (float32, rows x columns)
   X_NAME.png         a picture of it, with the outlines of the labelled neurons
+  valid_NAME.npy     1 where any frame has a pixel; only where some are missing
 and if the recording is labelled
   y_NAME.npy         1 where any neuron is, 0 elsewhere
   regions_NAME.json  the neurons one by one, as [row, column] pixels
@@ -21,7 +22,7 @@ def main() -> None:
     from neurodetect.files import require_writable
     from neurodetect.prepared import require_name, write_prepared
     from neurodetect.progress import progress_bar
-    from neurodetect.projection import clip_bright, mean_projection
+    from neurodetect.projection import clip_bright, describe_unusual, fill_missing, project
     from neurodetect.recording import open_recording, refuse_recording
     from neurodetect.regions import require_distinct_datasets
     from neurodetect.view.figures import draw_regions, require_display, save_figure, show_figure
@@ -37,9 +38,17 @@ def main() -> None:
 
     for recording in recordings:
         frames = progress_bar(recording, description=recording.name, total=len(recording), unit="frame")
-        image = clip_bright(mean_projection(frames))
+        projection = project(frames)
+        for line in describe_unusual(projection):
+            console.warn(f"{recording.name}: {line}")
+        image, valid = fill_missing(clip_bright(projection.image))
         write_prepared(
-            args.output_folder, recording.name, image, recording.regions, recording.pixels_per_micron
+            args.output_folder,
+            recording.name,
+            image,
+            recording.regions,
+            recording.pixels_per_micron,
+            valid=valid,
         )
         figure = draw_regions(
             image, recording.regions, title=recording.name, pixels_per_micron=recording.pixels_per_micron
