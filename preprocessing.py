@@ -4,6 +4,7 @@
 For every RECORDING this writes into OUTPUT_FOLDER
   X_NAME.npy         the mean over time, bright pixels clipped (float32, rows x columns)
   X_NAME.png         a picture of it, with the outlines of the labelled neurons
+  valid_NAME.npy     1 where any frame has a pixel; only where some are missing
 and if the recording is labelled
   y_NAME.npy         1 where any neuron is, 0 elsewhere
   regions_NAME.json  the neurons one by one, as [row, column] pixels
@@ -12,7 +13,13 @@ and info_NAME.json with the size of a pixel, if the recording says it, and what 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from neurodetect import console
+
+if TYPE_CHECKING:
+    from neurodetect.projection import Projection
+    from neurodetect.recording import Recording
 
 
 def main() -> None:
@@ -20,10 +27,9 @@ def main() -> None:
 
     from neurodetect.files import require_writable
     from neurodetect.prepared import require_name, write_prepared
-    from neurodetect.progress import progress_bar
-    from neurodetect.projection import clip_bright, mean_projection
+    from neurodetect.projection import clip_bright, describe_unusual, fill_missing
     from neurodetect.recording import chosen_frames, open_recording, refuse_recording
-    from neurodetect.regions import require_distinct_datasets
+    from neurodetect.regions import require_distinct_datasets, rows_and_columns_exchanged
     from neurodetect.view.figures import draw_regions, require_display, save_figure, show_figure
 
     if args.show:
@@ -40,10 +46,17 @@ def main() -> None:
     for recording in recordings:
         chosen = chosen_frames(recording, args.frames)
         scale = args.pixels_per_micron or recording.pixels_per_micron
-        frames = recording.frames(chosen.start, chosen.stop)
-        frames = progress_bar(frames, description=recording.name, total=len(chosen), unit="frame")
-        image = clip_bright(mean_projection(frames))
-        write_prepared(args.output_folder, recording.name, image, recording.regions, scale)
+        for note in recording.notes:
+            console.say(f"{recording.name}: {note}")
+        projection = project_recording(recording, chosen)
+        for line in describe_unusual(projection, first=chosen.start + 1):
+            console.warn(f"{recording.name}: {line}")
+        image, valid = fill_missing(clip_bright(projection.image))
+        if valid is not None:
+            console.say(
+                f"{recording.name}: {console.count((~valid).sum(), 'pixel')} in no frame, set to the median"
+            )
+        write_prepared(args.output_folder, recording.name, image, recording.regions, scale, valid=valid)
         figure = draw_regions(image, recording.regions, title=recording.name, pixels_per_micron=scale)
         save_figure(f"{args.output_folder}/X_{recording.name}.png", figure)
         if args.show:
@@ -52,8 +65,12 @@ def main() -> None:
         neurons = (
             "no labels" if recording.regions is None else console.count(len(recording.regions), "neuron")
         )
-        for note in recording.notes:
-            console.say(f"{recording.name}: {note}")
+        if recording.regions and rows_and_columns_exchanged(image, recording.regions):
+            neurons += ", which fit the image much better with rows and columns exchanged"
+            console.warn(
+                f"{recording.name}: the labels fit the image much better with rows and columns exchanged; "
+                f"look at X_{recording.name}.png, and exchange them there, or in the frames with --transpose"
+            )
         frames = console.count(len(chosen), "frame")
         console.say(f"{recording.name}: {frames} of {rows} x {columns} px, {neurons}")
 
@@ -63,6 +80,20 @@ def main() -> None:
         f"conv2d_crossvalidation.py {folder}" if labelled > 1 else f"conv2d_predict.py TRAIN_FOLDER {folder}"
     )
     console.say(f"Wrote {console.count(len(recordings), 'recording')} to {folder}. Next: python {advice}")
+
+
+def project_recording(recording: Recording, frames: range) -> Projection:
+    """The mean over some frames of a recording, with a progress bar."""
+    from neurodetect.progress import progress_bar
+    from neurodetect.projection import project
+
+    part = frames.start, frames.stop
+    if recording.tiles(*part) is not None:
+        return project(
+            (), lambda: progress_bar(recording.tiles(*part), description=recording.name, unit="tile")
+        )
+    each = recording.frames(*part)
+    return project(progress_bar(each, description=recording.name, total=len(frames), unit="frame"))
 
 
 if __name__ == "__main__":

@@ -156,14 +156,28 @@ def train_network(
     device = torch.device(settings.device)
 
     def images(of: Sequence[Prepared]) -> list[np.ndarray]:
-        return [network_input(r.image, settings.background) for r in of]
+        return [network_input(r.image, settings.background, r.valid) for r in of]
 
     masks = [paint(r.regions, r.image.shape) for r in recordings]
-    windows = PatchSampler(images(recordings), masks, device, settings.seed, transpose=standard)
+    windows = PatchSampler(
+        images(recordings),
+        masks,
+        device,
+        settings.seed,
+        transpose=standard,
+        valid=[r.valid for r in recordings],
+    )
     check = None
     # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
-    if any(r.mask.any() for r in held_out) and not all(r.mask.all() for r in held_out):
-        check = PatchSampler(images(held_out), [r.mask for r in held_out], device, settings.seed + 1)
+    labels = [r.mask if r.valid is None else r.mask[r.valid] for r in held_out]
+    if any(mask.any() for mask in labels) and not all(mask.all() for mask in labels):
+        check = PatchSampler(
+            images(held_out),
+            [r.mask for r in held_out],
+            device,
+            settings.seed + 1,
+            valid=[r.valid for r in held_out],
+        )
     network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
     history = train(
         network,
@@ -214,7 +228,7 @@ def detect(
     def compute() -> np.ndarray:
         return probability_map(
             network,
-            network_input(recording.image, settings.background),
+            network_input(recording.image, settings.background, recording.valid),
             settings.stride,
             precision=settings.precision,
             description=description,

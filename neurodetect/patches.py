@@ -34,6 +34,8 @@ class PatchSampler:
     transpose : bool
         Rows and columns of a window change places with probability 1/2 too; with the flips that makes
         all eight orientations of a square.
+    valid : sequence of bool (H, W) arrays or None, optional
+        Of each image, where windows may have their centres; None is everywhere.
 
     Raises
     ------
@@ -50,16 +52,18 @@ class PatchSampler:
         device: torch.device | str = "cpu",
         seed: int = 0,
         transpose: bool = False,
+        valid: Sequence[np.ndarray | None] | None = None,
     ) -> None:
         flat_images, flat_masks, neuron, background, starts, widths = [[] for _ in range(6)]
         start = 0
-        for image, mask in zip(images, masks, strict=True):
+        everywhere = [None] * len(images)
+        for image, mask, centers in zip(images, masks, valid or everywhere, strict=True):
             if np.ndim(image) != 2 or np.shape(image) != np.shape(mask):
                 raise ValueError(f"an image of {np.shape(image)} has a mask of {np.shape(mask)}")
             padded_image = np.pad(np.asarray(image, np.float32), PADDING)
             padded_mask = np.pad(np.asarray(mask) > 0, PADDING)
-            real = np.pad(np.ones(np.shape(image), bool), PADDING)
-            neuron.append((start + np.flatnonzero(padded_mask)).astype(INDEX))
+            real = np.pad(np.ones(np.shape(image), bool) if centers is None else centers, PADDING)
+            neuron.append((start + np.flatnonzero(real & padded_mask)).astype(INDEX))
             background.append((start + np.flatnonzero(real & ~padded_mask)).astype(INDEX))
             flat_images.append(padded_image.ravel())
             flat_masks.append(padded_mask.ravel())

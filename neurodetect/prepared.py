@@ -30,7 +30,8 @@ LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and 
 class Prepared(NamedTuple):
     """What `preprocessing.py` wrote of one recording.
 
-    `mask` and `regions` are None for a recording without labels, `pixels_per_micron` where unknown.
+    `mask` and `regions` are None for a recording without labels, `pixels_per_micron` where unknown. `valid`
+    (bool, (H, W)) says which pixels any frame has; None where all are had.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Prepared(NamedTuple):
     mask: np.ndarray | None
     regions: list[np.ndarray] | None
     pixels_per_micron: float | None
+    valid: np.ndarray | None = None
 
 
 def write_prepared(
@@ -46,10 +48,13 @@ def write_prepared(
     image: np.ndarray,
     regions: Sequence[np.ndarray] | None = None,
     pixels_per_micron: float | None = None,
+    *,
+    valid: np.ndarray | None = None,
 ) -> None:
     """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
 
-    Of a labelled recording `info_NAME.json` also has what ties its image and its neurons together.
+    Where pixels are missing there is `valid_NAME.npy` too. `info_NAME.json` has what ties the image to its
+    neurons and missing pixels.
 
     Parameters
     ----------
@@ -63,15 +68,19 @@ def write_prepared(
         The labelled neurons.
     pixels_per_micron : float, optional
         Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
+    valid : bool (H, W), optional
+        Which pixels any frame has; the others only fill the image.
 
     Raises
     ------
     UserError
-        The image is constant, so that no neuron can be told in it, or has values beyond float32; the name
-        is no name for files; or a file cannot be written.
+        No frame has a pixel; the image is constant, so that no neuron can be told in it, or has values
+        beyond float32; the name is no name for files; or a file cannot be written.
     """
     folder = Path(folder)
     require_name(name)
+    if valid is not None and not valid.any():
+        raise UserError(f"{name}: all pixels of all frames are 0 or NaN; check the frames")
     with np.errstate(over="ignore"):
         image = np.asarray(image, np.float32)
     if not np.isfinite(image).all():
@@ -80,34 +89,38 @@ def write_prepared(
         raise UserError(
             f"{name}: the mean image is constant, there is nothing to see in it; check the frames"
         )
-    image_file, mask_file, regions_file, info_file = paths(folder, name)
+    image_file, mask_file, regions_file, info_file, valid_file = paths(folder, name)
     info: dict[str, Any] = {} if pixels_per_micron is None else {"pixels-per-micron": pixels_per_micron}
-    if regions is not None or mask_file.exists():
-        info["preparation"] = fingerprint(image, regions or [])
+    if regions is not None or valid is not None or mask_file.exists() or valid_file.exists():
+        info["preparation"] = fingerprint(image, regions or [], valid)
     # First what ties the other files together, last the image, without which they do not count: a run that
     # is killed in between leaves nothing that could be taken for one preparation.
     contents = {info_file: json_bytes(info)} if info else {}
     if regions is not None:
         contents[regions_file] = json_bytes(regions_as_json(regions), indent=None)
         contents[mask_file] = array_bytes(regions_to_mask(regions, image.shape))
+    if valid is not None:
+        contents[valid_file] = array_bytes(valid.astype(np.uint8))
     write_together(contents | {image_file: array_bytes(image)})
     # Left from an earlier run they would be read as this recording's own.
-    for stale in {mask_file, regions_file, info_file} - contents.keys():
+    for stale in {mask_file, regions_file, info_file, valid_file} - contents.keys():
         stale.unlink(missing_ok=True)
 
 
-def paths(folder: Path, name: str) -> tuple[Path, Path, Path, Path]:
-    """Where the image, the mask, the neurons and the info of a recording are."""
-    endings = (f"X_{name}.npy", f"y_{name}.npy", f"regions_{name}.json", f"info_{name}.json")
-    image, mask, regions, info = (folder / ending for ending in endings)
-    return image, mask, regions, info
+def paths(folder: Path, name: str) -> tuple[Path, Path, Path, Path, Path]:
+    """Where the image, the mask, the neurons, the info and the valid pixels of a recording are."""
+    image, mask, valid = (folder / f"{kind}_{name}.npy" for kind in ("X", "y", "valid"))
+    regions, info = (folder / f"{kind}_{name}.json" for kind in ("regions", "info"))
+    return image, mask, regions, info, valid
 
 
-def fingerprint(image: np.ndarray, regions: Sequence[np.ndarray]) -> str:
-    """SHA-256 of the values of an image and its neurons, in hexadecimal digits."""
+def fingerprint(image: np.ndarray, regions: Sequence[np.ndarray], valid: np.ndarray | None = None) -> str:
+    """SHA-256 of the values of an image, its neurons and valid pixels, in hexadecimal digits."""
     hasher = hashlib.sha256(np.asarray(image, "<f4").tobytes())
     for region in regions:
         hasher.update(np.asarray(region, "<i8").tobytes() + b"end")
+    if valid is not None:
+        hasher.update(np.asarray(valid, np.uint8).tobytes() + b"valid")
     return hasher.hexdigest()
 
 
@@ -156,7 +169,7 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
     """
     folder = Path(folder)
     require_name(name)
-    image_file, mask_file, regions_file, info_file = paths(folder, name)
+    image_file, mask_file, regions_file, info_file, valid_file = paths(folder, name)
     again = "run preprocessing.py again"
     image = read_array(image_file)
     if image.ndim != 2 or not image.size or image.dtype.kind not in "iuf":
@@ -168,26 +181,45 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
     if image.min() == image.max():
         raise UserError(f"{image_file}: is constant, there is nothing to see in it; remove it")
     info = read_info(info_file)
-    mask = regions = None
-    if mask_file.exists():
-        mask = read_array(mask_file)
-        if mask.shape != image.shape:
-            raise UserError(f"{mask_file}: is {mask.shape}, but {image_file.name} is {image.shape}; {again}")
-        if not np.isin(mask, (0, 1)).all():
-            raise UserError(f"{mask_file}: has values other than 0 and 1; {again}")
+    mask, valid = (
+        read_zeros_and_ones(file, image_file, image.shape) if file.exists() else None
+        for file in (mask_file, valid_file)
+    )
+    regions = None
+    if mask is not None:
         if not regions_file.exists():
             raise UserError(f"{regions_file}: is missing beside {mask_file.name}; {again}")
         regions = read_regions(regions_file, image.shape)
         # A killed run leaves them so: the network would learn from the one and be scored with the other.
         if not np.array_equal(mask, regions_to_mask(regions, image.shape)):
             raise UserError(f"{mask_file}: does not show the neurons of {regions_file.name}; {again}")
-        mask = mask.astype(np.uint8, order="C")
-        if info.get("preparation", "") not in ("", fingerprint(image, regions)):
+    if valid is not None:
+        valid = valid.astype(bool)
+        if not valid.any() or np.ptp(image[valid]) == 0:
             raise UserError(
-                f"{image_file}: is not the image to which {regions_file.name} belongs, as when a preparation "
-                f"was stopped; {again}, or remove {info_file.name} if you changed one of them on purpose"
+                f"{valid_file}: leaves no pixels, or a constant image, there is nothing to see; {again}"
             )
-    return Prepared(name, image, mask, regions, pixels_per_micron_of(info))
+    if (mask is not None or valid is not None) and info.get("preparation", "") not in (
+        "",
+        fingerprint(image, regions or [], valid),
+    ):
+        other = valid_file if mask is None else regions_file
+        raise UserError(
+            f"{image_file}: is not the image to which {other.name} belongs, as when a preparation "
+            f"was stopped; {again}, or remove {info_file.name} if you changed one of them on purpose"
+        )
+    return Prepared(name, image, mask, regions, pixels_per_micron_of(info), valid)
+
+
+def read_zeros_and_ones(file: Path, image_file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array of 0 and 1 that goes with an image; refuses others as `read_prepared` does."""
+    array = read_array(file)
+    again = "run preprocessing.py again"
+    if array.shape != shape:
+        raise UserError(f"{file}: is {array.shape}, but {image_file.name} is {shape}; {again}")
+    if not np.isin(array, (0, 1)).all():
+        raise UserError(f"{file}: has values other than 0 and 1; {again}")
+    return array.astype(np.uint8, order="C")
 
 
 def read_folder(folder: str | Path) -> list[Prepared]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from neurodetect.files import UserError, positive_number, read_json, reason, visible_files
 from neurodetect.formats.folders import frame_files, name_some, require_one_movie
-from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, is_hdf5
+from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
 from neurodetect.formats.labels import find_labels, read_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
 from neurodetect.formats.tiff import HEADERS, TIFF_SUFFIXES, TiffFrames
@@ -122,6 +122,13 @@ class Recording:
         """
         return self._frames.between(first, len(self) if last is None else last)
 
+    def tiles(self, first: int = 0, last: int | None = None) -> list[Tile] | None:
+        """The same frames in tiles of the image, where that is faster; see `Hdf5Frames.tiles`."""
+        if isinstance(self._frames, TiffFrames):
+            return None
+        tiles = self._frames.tiles(first, len(self) if last is None else last)
+        return None if tiles is None else list(tiles)
+
     def frame(self, index: int) -> np.ndarray:
         """One frame by its number, from 0: (H, W). Raises as `frames` does."""
         return self._frames.frame(index)
@@ -179,7 +186,7 @@ def open_recording(
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        regions, unread = labelled_neurons(path, frames, labels, transpose)
+        regions, unread = labelled_neurons(path, frames, labels)
         return Recording(path, frames, regions, {}, frames.notes + unread)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
@@ -212,7 +219,7 @@ def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> No
 
 
 def labelled_neurons(
-    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None, transpose: bool = False
+    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None
 ) -> tuple[list[np.ndarray] | None, list[str]]:
     """The labelled neurons of a recording, None without labels, and a line on what is not read as labels.
 
@@ -225,7 +232,7 @@ def labelled_neurons(
     if found is not None:
         return read_labels(found, frames.shape, name_of(path)), notes
     if isinstance(frames, Hdf5Frames):
-        return read_plane_segmentation(path, frames.shape, transpose), notes
+        return read_plane_segmentation(path, frames.shape, frames.turned), notes
     return None, notes
 
 

@@ -43,6 +43,7 @@ AXIS_NAMES = {
     "X": ("x", "column", "columns", "width"),
     "C": ("c", "channel", "channels"),
 }
+Tile = tuple[tuple[slice, slice], Iterator[np.ndarray]]  # (rows, columns), and blocks (n, h, w)
 EXCHANGED = str.maketrans("XY", "YX")
 NO_AXIS = "-"  #: an axis of length one
 
@@ -156,9 +157,7 @@ class Hdf5Frames:
             for index, frame in enumerate(self._read(first, end), start=first):
                 yield require_finite(frame, self._path, index)
 
-    def tiles(
-        self, start: int, stop: int
-    ) -> Iterator[tuple[tuple[slice, slice], Iterator[np.ndarray]]] | None:
+    def tiles(self, start: int, stop: int) -> Iterator[Tile] | None:
         """Frames `start` to `stop` - 1 in tiles of the image, where that is cheaper than frame by frame.
 
         So it is where chunks are long in time and small in space: each is then decompressed once.
@@ -180,7 +179,7 @@ class Hdf5Frames:
             self._block = start, self._read(start, start + self._frames_a_block)
         return require_finite(self._block[1][index - start], self._path, index)
 
-    def _tiles(self, start: int, stop: int) -> Iterator[tuple[tuple[slice, slice], Iterator[np.ndarray]]]:
+    def _tiles(self, start: int, stop: int) -> Iterator[Tile]:
         height, width = self.shape
         tall, wide, long = (self._chunk[letter] for letter in "YXT")
         fitting = max(1, BLOCK_BYTES // (self.dtype.itemsize * tall * wide * long))  # chunks in a block

@@ -112,7 +112,7 @@ def draw_found(
     -------
     matplotlib.figure.Figure
     """
-    name, image, _, truth, scale = recording
+    name, image, _, truth, scale, *_ = recording
     title = f"{name}, {note}" if note else name
     if truth is None:
         return draw_regions(image, found.regions, title=title, labels="found", pixels_per_micron=scale)
