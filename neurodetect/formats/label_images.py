@@ -11,7 +11,7 @@ import numpy as np
 from neurodetect.files import LARGEST_SIDE, UserError, listed, read_array, reason
 from neurodetect.regions import labels_to_regions
 
-FAR_APART = 3  #: pixels that two pieces of a neuron may each grow before they are no neighbours
+FAR_APART = 6  #: pixels, up to which two pieces are not far apart; from twice as many on they always are
 COLOUR = "is a colour image; export numbers, as grey values or TIFF"
 
 
@@ -66,28 +66,26 @@ def image_to_regions(image: np.ndarray, shape: tuple[int, int] | None, path: Pat
 
 def report_pieces(regions: Sequence[np.ndarray], numbers: np.ndarray, path: Path) -> None:
     """Warn of neurons that are in pieces far apart, and refuse where most of them are: it is a picture."""
-    pieces = {n: count_pieces(r, FAR_APART) for n, r in zip(numbers.tolist(), regions, strict=True)}
-    pieces = {number: count for number, count in pieces.items() if count > 1}
-    if not pieces:
-        return
-    shown = listed(f"number {number} is in {count} pieces" for number, count in pieces.items())
-    if len(pieces) > max(2, len(regions) / 2):
-        raise UserError(f"{path}: {shown}, far apart; is it a label image?")
-    warnings.warn(f"{path}: {shown}, far apart, but taken for one neuron", stacklevel=2)
+    pieces: list[str] = []
+    for number, region in zip(numbers.tolist(), regions, strict=True):
+        count = count_pieces(region, FAR_APART)
+        if count > 1:
+            pieces.append(f"number {number} is in {count} pieces")
+        if len(pieces) > max(2, len(regions) / 2):  # before all grey values of a large picture are looked at
+            raise UserError(f"{path}: {listed(pieces)}, far apart; is it a label image?")
+    if pieces:
+        warnings.warn(f"{path}: {listed(pieces)}, far apart, but taken for one neuron", stacklevel=2)
 
 
-def count_pieces(region: np.ndarray, grow: int = 0) -> int:
-    """Number of pieces of a neuron whose pixels are neighbours of one another, corners too, once it grew."""
+def count_pieces(region: np.ndarray, cell: int = 1) -> int:
+    """Number of pieces of a neuron that share no corner on a grid of cells so many pixels wide."""
     from scipy import ndimage
 
-    corner = region.min(axis=0) - grow
-    mask = np.zeros(region.max(axis=0) - corner + 1 + grow, bool)
-    mask[tuple((region - corner).T)] = True
-    neighbours = np.ones((3, 3))
-    count = ndimage.label(mask, neighbours)[1]
-    if count > 1 and grow:
-        count = ndimage.label(ndimage.binary_dilation(mask, neighbours, grow), neighbours)[1]
-    return count
+    cells = region // cell
+    first = cells.min(axis=0)
+    mask = np.zeros(cells.max(axis=0) - first + 1, bool)
+    mask[tuple((cells - first).T)] = True
+    return ndimage.label(mask, np.ones((3, 3)))[1]
 
 
 def read_tiff(path: Path) -> np.ndarray:
