@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING
 from neurodetect import console
 
 if TYPE_CHECKING:
-    from neurodetect.projection import Projection
+    from neurodetect.averaging import Projection
     from neurodetect.recording import Recording
 
 
 def main() -> None:
     args = console.preprocessing_options(__doc__)
 
+    from neurodetect.averaging import describe_unusual
     from neurodetect.files import require_writable
     from neurodetect.prepared import require_name, write_prepared
-    from neurodetect.projection import clip_bright, describe_unusual, fill_missing
+    from neurodetect.projection import clip_bright, fill_missing
     from neurodetect.recording import chosen_frames, open_recording, refuse_recording
     from neurodetect.regions import require_distinct_datasets, rows_and_columns_exchanged
     from neurodetect.view.figures import draw_regions, require_display, save_figure, show_figure
@@ -84,8 +85,8 @@ def main() -> None:
 
 def project_recording(recording: Recording, frames: range) -> Projection:
     """The mean over some frames of a recording, with a progress bar."""
+    from neurodetect.averaging import project
     from neurodetect.progress import progress_bar
-    from neurodetect.projection import project
 
     part = frames.start, frames.stop
     if recording.tiles(*part) is not None:

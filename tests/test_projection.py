@@ -49,7 +49,7 @@ def test_long_movies_of_short_numbers_do_not_overflow(dtype, extreme):
 @given(st.data())
 def test_short_sums_are_moved_on_exactly(data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neurodetect.projection.FRAMES_IN_32_BITS", 3)
+        patch.setattr("neurodetect.averaging.FRAMES_IN_32_BITS", 3)
         stack = data.draw(hnp.arrays(np.int16, (data.draw(st.integers(1, 10)), 2, 3)))
         assert np.array_equal(mean_projection(stack), stack.sum(axis=0, dtype=np.int64) / len(stack))
 

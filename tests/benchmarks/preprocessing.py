@@ -23,7 +23,7 @@ import numpy as np
 import tifffile
 from memory import megabytes_peak
 
-from neurodetect.projection import mean_projection
+from neurodetect.averaging import project
 from neurodetect.recording import open_recording
 
 MANY = 8000  #: files of the recording that is opened
@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.memory_of:
         before = megabytes_peak()
-        mean_projection(open_recording(args.memory_of))
+        project(open_recording(args.memory_of))
         print(megabytes_peak() - before)
         return
 
@@ -111,7 +111,7 @@ def compare(path: Path, rounds: int) -> tuple[float, float]:
     times: tuple[list[float], list[float]] = [], []
     for _ in range(rounds):
         images = []
-        for run, into in zip((plain_mean, lambda p: mean_projection(open_recording(p))), times, strict=True):
+        for run, into in zip((plain_mean, lambda p: project(open_recording(p)).image), times, strict=True):
             start = time.perf_counter()
             images.append(run(path))
             into.append(time.perf_counter() - start)
