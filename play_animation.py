@@ -22,6 +22,8 @@ def main() -> None:
     else:
         require_display("use --save movie.gif")
     recording = open_recording(args.recording, **console.reading_options(args))
+    for note in recording.notes:
+        console.say(f"{recording.name}: {note}")
     if args.submission:
         from neurodetect.regions import read_submission  # half a second that others need not wait
 

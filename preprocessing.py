@@ -37,7 +37,13 @@ def main() -> None:
         require_display()
     refuse_recording(args.output_folder)
     recordings = [
-        open_recording(path, labels=args.labels, **console.reading_options(args)) for path in args.recordings
+        open_recording(
+            path,
+            labels=args.labels,
+            pixels_per_micron=args.pixels_per_micron,
+            **console.reading_options(args),
+        )
+        for path in args.recordings
     ]
     for recording in recordings:
         require_name(recording.name)
@@ -46,7 +52,7 @@ def main() -> None:
 
     for recording in recordings:
         chosen = chosen_frames(recording, args.frames)
-        scale = args.pixels_per_micron or recording.pixels_per_micron
+        scale = recording.pixels_per_micron
         for note in recording.notes:
             console.say(f"{recording.name}: {note}")
         projection = project_recording(recording, chosen)

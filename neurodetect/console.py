@@ -340,8 +340,7 @@ def preprocessing_options(description: str) -> argparse.Namespace:
         "--pixels-per-micron",
         type=number_in(float, 0.001, 1000),
         metavar="N",
-        help="the scale, for recordings that do not say it themselves (default: as info.json or the frames' "
-        "files say, otherwise unknown)",
+        help="the scale, where no info.json says it (default: as the frames' files say, otherwise unknown)",
     )
     args = parser.parse_args()
     if args.labels is not None and len(args.recordings) > 1:

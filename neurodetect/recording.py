@@ -74,20 +74,25 @@ class Recording:
         regions: list[np.ndarray] | None,
         info: dict[str, Any],
         notes: Sequence[str],
+        scale: float | None,
     ) -> None:
         self.path = path
         self.name = name_of(path)
         self.info = info
         self.notes = list(notes)
         self._frames = frames
+        self._scale = scale
         self.shape: tuple[int, int] = frames.shape
         self.dtype: np.dtype = frames.dtype
         self.regions = regions
 
     @property
     def pixels_per_micron(self) -> float | None:
-        """Pixels in a micrometre as `info.json` says, or else the frames' files; None when nobody does."""
-        return pixels_per_micron_of(self.info) or self._frames.pixels_per_micron
+        """Pixels in a micrometre as `info.json` says, or else who opened it, or else the frames' files.
+
+        None when nobody does.
+        """
+        return pixels_per_micron_of(self.info) or self._scale or self._frames.pixels_per_micron
 
     @property
     def rate_hz(self) -> float | None:
@@ -142,6 +147,7 @@ def open_recording(
     transpose: bool = False,
     axes: str | None = None,
     labels: str | Path | None = None,
+    pixels_per_micron: float | None = None,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
 
@@ -159,6 +165,8 @@ def open_recording(
         A letter for each axis of an HDF5 dataset that does not say them, see `Hdf5Frames`.
     labels : str or Path, optional
         The file of labels, instead of that in or beside the recording.
+    pixels_per_micron : float, optional
+        The scale, where no `info.json` says it.
 
     Returns
     -------
@@ -187,7 +195,7 @@ def open_recording(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
         regions, unread = labelled_neurons(path, frames, labels)
-        return Recording(path, frames, regions, {}, frames.notes + unread)
+        return Recording(path, frames, regions, {}, frames.notes + unread, pixels_per_micron)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
     if not files:
@@ -204,7 +212,10 @@ def open_recording(
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
     regions, unread = labelled_neurons(path, frames, labels)
-    return Recording(path, frames, regions, read_info(path / "info.json"), notes + unread)
+    info = read_info(path / "info.json")
+    if pixels_per_micron and pixels_per_micron_of(info) not in (None, pixels_per_micron):
+        notes.append(f"info.json says {pixels_per_micron_of(info):g} pixels per micron, which counts")
+    return Recording(path, frames, regions, info, notes + unread, pixels_per_micron)
 
 
 def name_of(path: Path) -> str:

@@ -456,6 +456,10 @@ def test_info_json_wins_over_the_frames(tmp_path):
     assert open_recording(tmp_path).pixels_per_micron == 2
     (tmp_path / "info.json").write_text('{"pixels-per-micron": 1.15}')
     assert open_recording(tmp_path).pixels_per_micron == 1.15
+    recording = open_recording(tmp_path, pixels_per_micron=3)
+    assert recording.pixels_per_micron == 1.15 and "info.json says 1.15" in recording.notes[-1]
+    (tmp_path / "info.json").unlink()
+    assert open_recording(tmp_path, pixels_per_micron=3).pixels_per_micron == 3
 
 
 def test_rows_and_columns_exchanged_on_request(tmp_path):
