@@ -416,7 +416,7 @@ def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.n
         frame = f" of {shape[0]} rows and {shape[1]} columns" if shape is not None else ""
         raise UserError(
             f"{source} has pixel [{row:g}, {column:g}], which is no pixel of the image{frame}; "
-            "coordinates are whole numbers, [row, column], from 0: are they of this recording?"
+            "coordinates are whole numbers, [row, column], from 0; are they of this recording, rows first?"
         )
     return unique_pixels(coordinates.astype(np.int64))
 
