@@ -275,12 +275,6 @@ def label_files(files: Sequence[Path]) -> list[Path]:
     return list(filter(is_label_file, files)) or arrays
 
 
-def the_labels(files: list[Path]) -> Path | None:
-    """The one file of labels, or None."""
-    labels = set_of_labels(files)
-    return labels[0] if isinstance(labels, list) else labels
-
-
 def set_of_labels(files: Sequence[Path]) -> Path | list[Path] | None:
     """The one file of labels, all of them if there are only `.roi` files, or None.
 
