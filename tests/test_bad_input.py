@@ -101,6 +101,14 @@ def rgb(recording):
     tifffile.imwrite(recording / "image0.tif", noise((*SHAPE, 3), np.uint8), photometric="rgb")
 
 
+def not_a_number(recording):
+    write_frames(recording, *np.full((2, *SHAPE), np.nan, np.float32))
+
+
+def nothing_but_zeros(recording):
+    write_frames(recording, *np.zeros((2, *SHAPE), np.uint8))
+
+
 def infinite(recording):
     frame = noise(dtype=np.float64)
     frame[7, 8] = -np.inf
@@ -159,6 +167,8 @@ def info(text):
         (no_tiff, ["image1.tif", "TIFF"]),
         (an_empty_file, ["image0.tif", "TIFF"]),
         (rgb, ["image0.tif", "RGB", "export"]),
+        (not_a_number, ["recording", "all pixels", "NaN"]),
+        (nothing_but_zeros, ["recording", "all pixels", "0"]),
         (infinite, ["image0.tif", "infinite"]),
         (complex_numbers, ["image0.tif", "neither integer nor float"]),
         (beyond_float32, ["recording", "beyond float32"]),
@@ -253,6 +263,10 @@ def header(shape, dtype="'<f4'"):
         ("regions_a.json", b'[{"coordinates": [[40, 2]]}]', "regions_a.json: neuron 0"),
         ("regions_a.json", None, "regions_a.json: is missing"),
         ("info_a.json", b"{", "info_a.json: is not valid JSON"),
+        ("valid_a.npy", np.ones((40, 61), np.uint8), r"valid_a.npy: is \(40, 61\)"),
+        ("valid_a.npy", noise(), "valid_a.npy: .* other than 0 and 1"),
+        ("valid_a.npy", np.zeros(SHAPE, np.uint8), "valid_a.npy: .* nothing to see"),
+        ("valid_a.npy", np.eye(*SHAPE, dtype=np.uint8), "X_a.npy: is not the image"),
     ],
 )
 def test_prepared_data_that_cannot_be_used(folder, file, content, words):

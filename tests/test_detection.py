@@ -1,14 +1,44 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from neurodetect.detection import expected_area, neuron_area
+from neurodetect import detection
+from neurodetect.detection import TrainingSettings, expected_area, neuron_area, train_network
+from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared
+from neurodetect.regions import regions_to_mask
 
 
 def labelled_with(areas, pixels_per_micron):
     image = np.zeros((2, 2), np.float32)
     return Prepared("a", image, image, [np.zeros((area, 2), int) for area in areas], pixels_per_micron)
+
+
+def test_missing_pixels_are_neither_seen_nor_drawn(monkeypatch):
+    """What training gets of a recording with a missing border, against samplers of its own making."""
+    given = []
+    monkeypatch.setattr(detection, "NeuronNet", lambda generator: torch.nn.Identity())
+    monkeypatch.setattr(
+        detection, "train", lambda _, windows, *a, held_out, **k: given.extend([windows, held_out])
+    )
+    image = np.random.default_rng(0).random((60, 50)).astype(np.float32)
+    regions, valid = [np.array([[2, 3], [2, 4]]), np.array([[40, 20]])], np.ones(image.shape, bool)
+    valid[:30] = False
+    image[~valid] = np.median(image[valid])
+    mask = regions_to_mask(regions, image.shape)
+    recording = Prepared("a", image, mask, regions, None, valid)
+    settings = TrainingSettings(1, 2, "2016", "keep", 5, "cpu", "float32")
+    train_network([recording], settings, held_out=[recording])
+    seen = (image - image[30:].mean()) / image[30:].std()
+    for sampler, seed in zip(given, (5, 6), strict=True):
+        windows, _ = sampler.sample(60)
+        expected, _ = PatchSampler([seen], [mask], seed=seed, valid=[valid]).sample(60)
+        torch.testing.assert_close(windows, expected)
+    # Its only neuron pixels are missing: nothing to look at in between.
+    bare = recording._replace(mask=mask * ~valid, regions=regions[:1])
+    train_network([recording], settings, held_out=[bare])
+    assert given[-1] is None
 
 
 def test_a_typical_neuron_is_the_median_and_keeps_its_size_in_microns():

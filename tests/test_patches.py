@@ -91,6 +91,19 @@ def test_every_pixel_is_drawn_the_border_too_and_never_padding():
     assert {value for value, numbers in seen.items() if min(numbers) < 1000} == {1, 12}
 
 
+def test_a_pixel_that_is_not_valid_is_no_centre(labelled):
+    images, masks = labelled
+    rng = np.random.default_rng(1)
+    valid = [rng.random(images[0].shape) < 0.5, None, np.zeros(images[2].shape, bool)]
+    windows, _ = PatchSampler(images, masks, seed=3, valid=valid).sample(200)
+    centres = [reading(window[0], images, masks)[0][:3] for window in windows.numpy()]
+    assert {number for number, _, _ in centres} == {0, 1}
+    assert all(valid[0][r, c] for number, r, c in centres if number == 0)
+    assert sum(masks[number][r, c] for number, r, c in centres) == 100
+    drawn = (PatchSampler(images, masks, seed=3, valid=known) for known in (None, [None] * 3))
+    assert np.array_equal(*(sampler.sample(20)[0] for sampler in drawn))
+
+
 def test_transposed_windows_come_in_eight_orientations_each_with_its_target(labelled):
     images, masks = labelled
     windows, targets = PatchSampler(images, masks, seed=3, transpose=True).sample(200)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from contextlib import suppress
 from functools import partial, partialmethod
@@ -9,7 +11,14 @@ import numpy as np
 import pytest
 
 from neurodetect.files import UserError
-from neurodetect.prepared import Prepared, prepared_names, read_labelled, read_prepared, write_prepared
+from neurodetect.prepared import (
+    Prepared,
+    digests,
+    prepared_names,
+    read_labelled,
+    read_prepared,
+    write_prepared,
+)
 
 
 class Killed(BaseException):
@@ -53,6 +62,28 @@ def test_labels_of_an_earlier_run_do_not_stay(folder):
     assert read_prepared(folder, "b10").mask is None
 
 
+def test_missing_pixels_are_kept_until_there_are_none(folder):
+    image, valid = np.arange(12.0).reshape(3, 4), np.eye(3, 4) == 0
+    write_prepared(folder, "b2", image, valid=valid)
+    assert np.load(folder / "valid_b2.npy").tolist() == valid.astype(int).tolist()
+    read = read_prepared(folder, "b2")
+    assert read.valid.dtype == bool and np.array_equal(read.valid, valid) and read.mask is None
+    assert "valid_b2.npy" in digests(folder, [read])
+    write_prepared(folder, "b2", image)
+    assert read_prepared(folder, "b2").valid is None and not (folder / "valid_b2.npy").exists()
+    with pytest.raises(UserError, match="b2: all pixels of all frames are 0 or NaN"):
+        write_prepared(folder, "b2", image, valid=np.zeros((3, 4), bool))
+
+
+def test_what_was_prepared_before_there_were_missing_pixels_is_read(folder):
+    # Its fingerprint knew of image and neurons only.
+    regions = [[[2, 3]], [[0, 1], [2, 3]]]
+    parts = [np.arange(12, dtype="<f4").tobytes()]
+    parts += [np.array(region, "<i8").tobytes() + b"end" for region in regions]
+    info = json.loads((folder / "info_b10.json").read_text())
+    assert info["preparation"] == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 @pytest.mark.parametrize("file", ["X_b10.npy", "y_b10.npy", "regions_b10.json", "info_b10.json"])
 @pytest.mark.parametrize("regions", [[np.array([[1, 1]])], None], ids=["labelled", "unlabelled"])
 def test_a_failed_write_leaves_all_of_an_earlier_run(folder, monkeypatch, file, regions):
@@ -71,16 +102,24 @@ def test_a_failed_write_leaves_all_of_an_earlier_run(folder, monkeypatch, file, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("valid", [None, np.eye(3, 4) == 0, np.eye(3, 4) == 1], ids=["all", "some", "few"])
+@pytest.mark.parametrize("missing", [None, np.eye(3, 4) == 1], ids=["whole", "holes"])
+@pytest.mark.parametrize("labelled", [True, False], ids=["from labelled", "from unlabelled"])
 @pytest.mark.parametrize("regions", [[np.array([[1, 1]])], None], ids=["labelled", "unlabelled"])
-def test_a_preparation_that_is_killed_at_any_moment_pairs_no_image_with_other_labels(
-    folder, monkeypatch, regions
+def test_a_preparation_that_is_killed_at_any_moment_pairs_no_image_with_other_labels_or_pixels(
+    folder, monkeypatch, regions, labelled, missing, valid
 ):
     """Killed after each rename or removal in turn: read is the old recording, the new one, or none."""
-    old, shape = read_prepared(folder, "b10"), (3, 4)
+    shape = (3, 4)
+    before_it = [np.array([[2, 3]]), np.array([[0, 1], [2, 3]])] if labelled else None
+    write_prepared(folder, "b10", np.arange(12.0).reshape(shape), before_it, 1.15, valid=missing)
+    old = read_prepared(folder, "b10")
     image = np.arange(12.0).reshape(shape) ** 2
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     outcomes = []
-    for moment in range(8):
+    for moment in range(10):
+        for path in list(folder.iterdir()):
+            path.unlink()
         for name, content in before.items():
             (folder / name).write_bytes(content)
         done = []
@@ -94,19 +133,22 @@ def test_a_preparation_that_is_killed_at_any_moment_pairs_no_image_with_other_la
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr("os.replace", partial(die, change=os.replace))
             patch.setattr(Path, "unlink", partialmethod(die, change=Path.unlink))
-            write_prepared(folder, "b10", image, regions)
+            write_prepared(folder, "b10", image, regions, valid=valid)
         try:
             read = read_prepared(folder, "b10")
         except UserError as error:
             assert "run preprocessing.py again" in str(error)
             outcomes.append("refused")
             continue
-        wanted = old if np.array_equal(read.image, old.image) else Prepared("b10", image, None, regions, None)
+        new = Prepared("b10", image, None, regions, None, valid)
+        wanted = old if np.array_equal(read.image, old.image) else new
         assert np.array_equal(read.image, wanted.image)
         if read.regions is not None:
             assert list(map(np.ndarray.tolist, read.regions)) == list(map(np.ndarray.tolist, wanted.regions))
+        assert np.array_equal(read.valid, wanted.valid)
         outcomes.append("read")
-    assert outcomes[0] == outcomes[-1] == "read" and "refused" in outcomes
+    assert outcomes[0] == outcomes[-1] == "read"
+    assert "refused" in outcomes or not labelled
 
 
 def test_an_edited_image_says_how_to_keep_it(folder):

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from neurodetect.projection import (
     BACKGROUND,
     clip_bright,
+    fill_missing,
     mean_projection,
     network_input,
     standardize,
@@ -63,6 +64,14 @@ def test_no_frames_and_frames_of_two_kinds():
         mean_projection([np.zeros((2, 3), np.uint16), np.zeros((2, 3), np.uint32)])
 
 
+def test_nan_is_no_value_and_a_pixel_without_any_stays_nan():
+    frames = np.array([[[1, np.nan, np.nan]], [[3, 5, np.nan]], [[5, 6, np.nan]]], np.float32)
+    assert np.array_equal(mean_projection(frames), [[3, 5.5, np.nan]], equal_nan=True)
+
+
+# Clipping and scaling
+
+
 def test_clipping_by_hand():
     image = np.zeros((10, 10))
     image[3, 7] = 100.0
@@ -88,6 +97,58 @@ def test_standardizing():
         standardize(np.full((4, 5), 0.1))
     with pytest.raises(ValueError, match="NaN"):
         standardize(np.array([[0, np.nan]]))
+
+
+# Missing pixels: what there is becomes what it would without them
+
+
+PRESENT = np.s_[3:, :-4]
+
+
+@pytest.fixture
+def part():
+    """An image of which a border is missing: NaN there, and which pixels are valid."""
+    image, valid = np.full((40, 33), np.nan), np.zeros((40, 33), bool)
+    image[PRESENT] = np.random.default_rng(3).gamma(1, 100, image[PRESENT].shape)
+    valid[PRESENT] = True
+    return image, valid
+
+
+def test_missing_pixels_do_not_count_in_clipping(part):
+    clipped = clip_bright(part[0])
+    assert (
+        np.array_equal(clipped[PRESENT], clip_bright(part[0][PRESENT]))
+        and clipped[PRESENT].max() < part[0][PRESENT].max()
+    )
+    assert np.array_equal(np.isnan(clipped), ~part[1])
+    assert np.isnan(clip_bright(np.full((2, 2), np.nan))).all()
+
+
+def test_missing_pixels_get_the_median(part):
+    filled, valid = fill_missing(part[0])
+    assert np.array_equal(valid, part[1]) and np.array_equal(filled[valid], part[0][valid])
+    assert np.unique(filled[~valid]).tolist() == [np.median(part[0][PRESENT])]
+    assert fill_missing(filled)[1] is None
+    nothing, valid = fill_missing(np.full((2, 2), np.nan))
+    assert not valid.any() and np.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("background", ["keep", "subtract"])
+def test_missing_pixels_do_not_count_in_scaling(part, background):
+    filled, valid = fill_missing(part[0])
+    seen = network_input(filled, background, valid)
+    np.testing.assert_allclose(seen[PRESENT], network_input(filled[PRESENT], background), atol=1e-5)
+    assert np.isfinite(seen).all() and np.abs(seen[~valid]).max() < 1
+    with pytest.raises(ValueError, match="constant"):
+        standardize(filled, ~valid)
+
+
+def test_far_from_all_valid_pixels_there_is_no_background():
+    image = np.random.default_rng(0).random((10, 400))
+    valid = np.zeros(image.shape, bool)
+    valid[:, :20] = True
+    less = subtract_background(image, valid)
+    assert np.isfinite(less).all() and not less[~valid].any()
 
 
 # Background
