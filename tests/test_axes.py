@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from neurodetect.files import UserError
 from neurodetect.formats.axes import Axes, Choice, chosen_pages
 from neurodetect.recording import open_recording
+from neurodetect.regions import write_regions
+from neurodetect.synthetic import simulate_frames, simulate_regions
 
 SHAPE = (6, 9)
 
@@ -521,3 +525,61 @@ def test_the_command_says_what_was_left_out(tmp_path, command):
     assert '"pixels-per-micron": 2' in (tmp_path / "out" / "info_a.json").read_text()
     result = command("preprocessing.py", "a.tif", "out", "--channel", 2, "--frames", "9:12")
     assert result.returncode == 2 and "has frames 1 to 5" in result.stderr
+
+
+def test_labels_from_anywhere_and_what_was_not_read(tmp_path, command):
+    frames = movie(3)
+    tifffile.imwrite(tmp_path / "a.tif", frames, imagej=True)
+    (tmp_path / "a_RoiSet.zip").write_bytes(b"anything")
+    region = [[1, 2], [1, 3], [2, 2]]
+    submission = [
+        {"dataset": "other", "regions": []},
+        {"dataset": "a", "regions": [{"coordinates": region, "probability": 0.9}]},
+    ]
+    (tmp_path / "corrected.json").write_text(json.dumps(submission))
+    result = command("preprocessing.py", "a.tif", "out")
+    assert "a: a_RoiSet.zip: not read; --labels FILE" in result.stdout and "no labels" in result.stdout
+    result = command("preprocessing.py", "a.tif", "out", "--labels", "corrected.json")
+    assert result.returncode == 0 and "3 frames of 6 x 9 px, 1 neuron\n" in result.stdout
+    assert json.loads((tmp_path / "out/regions_a.json").read_text()) == [{"coordinates": region}]
+    result = command("preprocessing.py", "a.tif", "a.tif", "out", "--labels", "corrected.json")
+    assert result.returncode == 2 and "--labels is for one RECORDING" in result.stderr
+
+
+def test_labels_with_rows_and_columns_exchanged_bring_a_warning(tmp_path, command):
+    rng = np.random.default_rng(3)
+    neurons = simulate_regions((150, 150), 60, rng)
+    frames = np.array(list(simulate_frames(neurons, (150, 150), 10, rng)))
+    folder = tmp_path / "mouse" / "images"
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "m.tif", frames, photometric="minisblack")
+    for exchanged in (False, True):
+        regions = [region[:, ::-1] if exchanged else region for region in neurons]
+        write_regions(tmp_path / "labels.json", regions)
+        result = command("preprocessing.py", "mouse", "out", "--labels", "labels.json")
+        assert result.returncode == 0
+        assert ("fit the image much better with rows and columns exchanged" in result.stderr) == exchanged
+        assert ("much better with rows and columns exchanged\n" in result.stdout) == exchanged
+
+
+def test_a_dataset_of_an_hdf5_file_in_chunks_long_in_time(tmp_path, command):
+    stack = np.random.default_rng(0).integers(1, 2000, (80, 30, 50)).astype(np.int16)
+    with h5py.File(tmp_path / "a.mesc", "w") as file:
+        file.create_dataset("green", data=stack, chunks=(80, 4, 4), compression="gzip")
+        file.create_dataset("red", data=stack[:, ::-1])
+        file.create_dataset("last", data=np.moveaxis(stack, 0, -1))
+    result = command("preprocessing.py", "a.mesc", "out")
+    assert result.returncode == 2 and "--dataset NAME, of green (80 x 30 x 50 int16)" in result.stderr
+    for options, expected in (
+        (["--dataset", "green"], stack),
+        (["--dataset", "red"], stack[:, ::-1]),
+        (["--dataset", "last", "--axes", "YXT"], stack),
+        (["--dataset", "green", "--transpose", "--frames", "3:20"], stack[2:20].transpose(0, 2, 1)),
+    ):
+        assert command("preprocessing.py", "a.mesc", "out", *options).returncode == 0
+        mean = expected.mean(0)
+        image = np.load(tmp_path / "out" / "X_a.npy")
+        np.testing.assert_allclose(image, np.minimum(mean, mean.mean() + 3 * mean.std()), rtol=1e-6)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    result = command("preprocessing.py", "a.tif", "out", "--dataset", "green")
+    assert result.returncode == 2 and "a.tif: is TIFF, which has no datasets" in result.stderr
