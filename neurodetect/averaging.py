@@ -90,6 +90,8 @@ def project(frames: Iterable[np.ndarray], tiles: Callable[[], Iterable[Tile]] | 
 def describe_unusual(projection: Projection, first: int = 1) -> list[str]:
     """What to tell of the frames that are not as the others, a line for each kind.
 
+    Of a recording that is left out altogether nothing: it has no image, which is said elsewhere.
+
     Parameters
     ----------
     projection : Projection
@@ -105,9 +107,7 @@ def describe_unusual(projection: Projection, first: int = 1) -> list[str]:
     return [
         f"{len(numbers)} of {projection.length} frames {what}: {ranges(numbers, first)}{end}"
         for numbers, what, end in kinds
-        if 0
-        < len(numbers)
-        < projection.length  # without any frame there is no image, which is said elsewhere
+        if 0 < len(numbers) < projection.length
     ]
 
 
