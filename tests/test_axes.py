@@ -288,6 +288,18 @@ def test_an_ome_set_of_one_page_files(tmp_path):
             (tmp_path / "set" / name).unlink()
     (tmp_path / "set" / names[0, 0]).rename(tmp_path / names[0, 0])
     assert np.array_equal(read(tmp_path / "set"), stack[:, 1])
+    (note,) = open_recording(tmp_path / "set").notes
+    assert f"{names[0, 0]} with the OME-XML of the files is not there" in note
+
+
+def test_a_set_whose_files_were_renamed_is_refused(tmp_path):
+    ome_set(tmp_path / "set", movie(5, 2))
+    for index, file in enumerate(sorted((tmp_path / "set").iterdir())):
+        file.rename(tmp_path / "set" / f"renamed_{index:03d}.tif")
+    first = tmp_path / "set" / "renamed_000.tif"
+    with pytest.raises(UserError, match="lists several channels or planes in files of other names"):
+        open_recording(tmp_path / "set")
+    assert len(open_recording(first)) == 1
 
 
 def test_an_ome_set_of_stacks(tmp_path):

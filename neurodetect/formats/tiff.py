@@ -119,11 +119,13 @@ class TiffFrames:
         self._transpose = transpose
         self._found: tuple[list[Layout], list[int]] | None = None
         self._ome: OmeSet | None = None
+        self.notes: list[str] = []
         with open_tiff(files[0]) as tiff:
             self._axes = read_axes(tiff, files[0], channel is not None or plane is not None)
             if tiff.pages[0].is_ome:
-                self._ome, self._axes = ome_set(tiff, files)
-            self._sample, self.notes = choose_sample(tiff.pages[0], channel, files[0])
+                self._ome, self._axes, self.notes = ome_set(tiff, files)
+            self._sample, notes = choose_sample(tiff.pages[0], channel, files[0])
+            self.notes += notes
             if self._sample is not None:
                 channel = None
             self._choice, notes = make_choice(self._axes, channel, plane, files[0])
@@ -280,17 +282,19 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         raise UserError(f"{path}: cannot be read as TIFF ({error}); {mend}") from error
 
 
-def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, Axes]:
+def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, Axes, list[str]]:
     """What the OME-XML of an open file, or of the file that it points to, says of the recording's pages.
 
-    Of a set whose files were told apart by their names only what is in the given files counts.
+    Of a set whose files were told apart by their names only what is in the given files counts. There is
+    a line on an XML that is not there.
     """
     xml = tiff.pages[0].description
     master = re.search(r'<(?:\w+:)?BinaryOnly\b[^>]*\bMetadataFile="([^"]*)"', xml)
     if master:
         path = files[0].with_name(Path(master[1]).name)
         if not path.exists():
-            return None, ONE_BY_ONE
+            note = f"{path.name} with the OME-XML of the files is not there: they are taken for one channel"
+            return None, ONE_BY_ONE, [note] if len(files) > 1 else []
         if path.suffix.lower() in TIFF_SUFFIXES:
             with open_tiff(path) as other:
                 xml = other.pages[0].description
@@ -299,8 +303,14 @@ def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, 
     ome = read_ome(xml, files[0])
     names = {file.name for file in files}
     listed = [page for page in ome.pages if page.file in names or not page.file]
-    if not listed:  # the file was renamed
-        listed = [page._replace(file="") for page in ome.pages] if len(files) == 1 else []
+    if not listed:  # they were renamed
+        if len(files) == len({page.file for page in ome.pages}) == 1:
+            listed = [page._replace(file="") for page in ome.pages]
+        elif len({page.time for page in ome.pages}) < len(files):
+            raise UserError(
+                f"{files[0]}: lists several channels or planes in files of other names; "
+                "give the files the names that they had"
+            )
     channels = sorted({page.channel for page in listed}) or [0]
     planes = sorted({page.image if ome.images > 1 else page.plane for page in listed}) or [0]
     if ome.images > 1 and ome.planes > 1:
@@ -312,7 +322,7 @@ def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, 
     names_of = [ome.channels[channel] for channel in channels]
     what = "image" if ome.images > 1 else ""
     named = [f"{what} {plane + 1}".strip() if what else "" for plane in planes]
-    return ome._replace(pages=pages), Axes((("T", 1),), names_of, named)
+    return ome._replace(pages=pages), Axes((("T", 1),), names_of, named), []
 
 
 class Described(NamedTuple):
