@@ -189,7 +189,8 @@ def test_borders_through_the_command(command, tmp_path):
     tifffile.imwrite(tmp_path / "b.tif", field(5), photometric="minisblack")
     result = command("preprocessing.py", "a.tif", "b.tif", "out")
     assert result.returncode == 0
-    assert result.stderr.startswith("warning: a: 1 of 12 frames left out") and result.stderr.endswith(": 5\n")
+    (warning,) = [line for line in result.stderr.splitlines() if "frames" in line]  # old packages warn, too
+    assert warning.startswith("warning: a: 1 of 12 frames left out of the mean") and warning.endswith(": 5")
     valid = np.load(tmp_path / "out" / "valid_a.npy")
     assert np.array_equal(valid == 1, ~np.isnan(expected))
     expected = np.nanmean(np.delete(movie, 4, axis=0)[:, 2:], axis=0, dtype=np.float64)
