@@ -364,6 +364,17 @@ def test_planes_by_the_names_of_the_files(tmp_path, name):
     assert np.array_equal(read(tmp_path / "rec", plane=2), stack[:, 1])
 
 
+def test_positions_by_the_names_of_the_files(tmp_path):
+    stack = movie(5, 2, 2)  # T, position, Z
+    name = "img_channel000_position{p:03d}_time{t:09d}_z{z:03d}.tif"
+    names = [name.format(t=t, p=p, z=z) for t in range(5) for p in range(2) for z in range(2)]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(
+        tmp_path / "rec", "has 4 planes", "1 (position 000 000), 2 (position 000 001), 3 (position 001 000)"
+    )
+    assert np.array_equal(read(tmp_path / "rec", plane=3), stack[:, 1, 0])
+
+
 def test_planes_of_a_z_series_over_time(tmp_path):
     stack = movie(9, 3)
     names = [f"Z-01_Cycle{t + 1:05d}_Ch2_{z + 1:06d}.ome.tif" for t in range(9) for z in range(3)]

@@ -24,6 +24,7 @@ DERIVED = re.compile(
 CHANNEL = re.compile(r"(?i)(?:^|[_\-. ])(?:channel|chan|ch)[_\-]?([a-d]|\d+)(?=$|[_\-. ])")
 COLOUR = re.compile(r"(?i)(?:^|[_\-. ])(red|green)(?=$|[_\-. ])")
 PLANE = re.compile(r"(?i)(?:^|[_\-. ])plane[_\-]?(\d+)(?=$|[_\-. ])")
+POSITION = re.compile(r"(?i)(?:^|[_\-. ])(?:pos|position|site)[_\-]?(\d+)(?=$|[_\-. ])")
 # Letters that may as well belong to the number of a frame: then every file has another number.
 CHANNEL_LETTER = re.compile(r"(?i)(?:^|[_\-. ])c[_\-]?(\d+)(?=$|[_\-. ])")
 PLANE_LETTER = re.compile(r"(?i)(?:^|[_\-. ])(?:z|slice)[_\-]?(\d+)(?=$|[_\-. ])")
@@ -65,13 +66,8 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
     if len(derived) < len(files) and derived:
         files = [file for file in files if file not in set(derived)]
         notes.append(f"{name_some(derived)} {'is' if len(derived) == 1 else 'are'} no frames and left out")
-    for kind, words in (
-        ("channel", (CHANNEL, COLOUR, CHANNEL_LETTER)),
-        ("plane", (THORIMAGE_PLANE, PLANE, PLANE_LETTER)),
-    ):
-        found = tell_apart(files, words)
-        if kind == "plane" and not found:
-            found = prairie_planes(files)
+    for kind, by_name in (("channel", channels_by_name), ("plane", planes_by_name)):
+        found = by_name(files)
         if found:
             names = sorted(set(found.values()), key=natural_key)
             numbers = [int(name) for name in names] if all(map(str.isdecimal, names)) else None
@@ -88,6 +84,20 @@ def stem(file: Path) -> str:
     """A file's name without `.tif` or `.ome.tif`."""
     name = file.stem
     return name[:-4] if name[-4:].lower() == ".ome" else name
+
+
+def channels_by_name(files: Sequence[Path]) -> dict[Path, str]:
+    """The channel of each file; empty where there are not several."""
+    return tell_apart(files, (CHANNEL, COLOUR, CHANNEL_LETTER))
+
+
+def planes_by_name(files: Sequence[Path]) -> dict[Path, str]:
+    """The plane of each file; empty where there are not several. Another place of the sample is one, too."""
+    planes = tell_apart(files, (THORIMAGE_PLANE, PLANE, PLANE_LETTER)) or prairie_planes(files)
+    places = tell_apart(files, (POSITION,))
+    if not places:
+        return planes
+    return {file: f"position {place} {planes.get(file, '')}".strip() for file, place in places.items()}
 
 
 def tell_apart(files: Sequence[Path], words: Sequence[re.Pattern[str]]) -> dict[Path, str]:

@@ -560,7 +560,8 @@ def read_page(
     `index` is its number in the file, for errors; `sample` is which to take of those that a pixel has.
     """
     if page.dtype is None or page.dtype.kind not in "iuf":
-        raise UserError(f"{path}: frame {index} is neither integer nor float; export it as grey values")
+        what = "a mask of 1 bit" if page.dtype == bool else "neither integer nor float"
+        raise UserError(f"{path}: frame {index} is {what}; export it as grey values")
     samples = page.keyframe.samplesperpixel
     if len(page.shape) != (2 if sample is None else 3) or not page.size or (sample or 0) >= samples:
         choice = f", or choose one with --channel N, of 1 to {samples}" if samples > 1 else ""
