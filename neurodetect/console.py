@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurodetect import __version__, progress
-from neurodetect.files import LARGEST_SIDE, UserError, reason
+from neurodetect.files import LARGEST_SIDE, UserError, one_line, reason
 
 if TYPE_CHECKING:
     from neurodetect.detection import DetectionSettings, TrainingSettings
@@ -593,11 +593,6 @@ def warn(text: str) -> None:
 def count(number: int, thing: str) -> str:
     """E.g. "1 neuron", "2 neurons"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def one_line(text: str) -> str:
-    """The text with a space for every run of spaces and line breaks."""
-    return " ".join(text.split())
 
 
 def printable(text: str) -> str:

@@ -294,6 +294,11 @@ def listed(things: Iterable[object]) -> str:
     return ", ".join(names[:THINGS_LISTED]) + (" ..." if len(names) > THINGS_LISTED else "")
 
 
+def one_line(text: str) -> str:
+    """The text with a space for every run of spaces and line breaks."""
+    return " ".join(text.split())
+
+
 def positive_number(value: Any) -> float | None:
     """The value as a float if it is a positive, finite number, None otherwise."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from neurodetect.files import UserError, positive_number, read_json, reason, visible_files
-from neurodetect.formats.folders import frame_files, name_some, require_one_movie
+from neurodetect.files import UserError, listed, positive_number, read_json, reason, visible_files
+from neurodetect.formats.folders import frame_files, require_one_movie
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
 from neurodetect.formats.labels import find_labels, read_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
@@ -239,7 +239,8 @@ def labelled_neurons(
     if labels is not None:
         return read_labels(Path(labels), frames.shape, name_of(path)), []
     found, unread = find_labels(path)
-    notes = [f"{name_some(unread)}: not read; --labels FILE says which file has the labels"] if unread else []
+    names = listed(file.name for file in unread)
+    notes = [f"{names}: not read; --labels FILE says which file has the labels"] if unread else []
     if found is not None:
         return read_labels(found, frames.shape, name_of(path)), notes
     if isinstance(frames, Hdf5Frames):

@@ -419,7 +419,7 @@ def test_two_movies_in_a_folder_are_not_one(tmp_path):
     refused(tmp_path / "odd", "reference.tif")
     parts = write_folder(tmp_path / "parts", ["run_2.tif", "run_10.tif"], [first, second])
     assert np.array_equal(read(parts), np.concatenate([first, second]))
-    assert "run_2.tif and run_10.tif" in open_recording(parts).notes[0]
+    assert "run_2.tif, run_10.tif" in open_recording(parts).notes[0]
     write_folder(tmp_path / "house", [], [])
     write_folder(tmp_path / "house" / "images", ["mouse1.tif", "mouse2.tif"], [first, second])
     assert len(open_recording(tmp_path / "house")) == 8

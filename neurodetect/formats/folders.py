@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from neurodetect.files import UserError, natural_key
+from neurodetect.files import UserError, listed, natural_key
 from neurodetect.formats.frames import choose
 
 MOST_NUMBERS = 16  #: channels or planes; more different numbers in files' names count frames
-NAMES_SHOWN = 4  #: files that a message names
 # What ImageJ calls a projection, and Cellpose, ThorImage and people what is no frame.
 DERIVED = re.compile(
     r"^(AVG|MAX|MIN|SUM|STD|MED)_"
@@ -65,7 +64,7 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
     derived = [file for file in files if DERIVED.search(stem(file))]
     if len(derived) < len(files) and derived:
         files = [file for file in files if file not in set(derived)]
-        notes.append(f"{name_some(derived)} {'is' if len(derived) == 1 else 'are'} no frames and left out")
+        notes.append(f"no frames, and left out: {listed(file.name for file in derived)}")
     for kind, by_name in (("channel", channels_by_name), ("plane", planes_by_name)):
         found = by_name(files)
         if found:
@@ -153,25 +152,18 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
     (usual, most), *others = alike.most_common()
     several = max(counts) > 1
     if others and (several or most > 1):
-        odd = [file for file in files if pattern(file) != usual]
         first = next(file for file in files if pattern(file) == usual)
-        raise UserError(f"{folder}: holds more than one movie, {first.name} and {name_some(odd)}: {advice}")
+        names = listed([first.name, *(file.name for file in files if pattern(file) != usual)])
+        raise UserError(f"{folder}: holds more than one movie, {names}: {advice}")
     if several and len(files) > 1:
         if all(re.search(r"[^\W\d_](\d|[1-9]\d+)$", stem(file)) for file in files):
-            raise UserError(f"{folder}: holds {len(files)} movies, {name_some(files)}: {advice}")
-        return [f"{len(files)} files, {name_some(files)}, are read as parts of one movie"]
+            raise UserError(
+                f"{folder}: holds {len(files)} movies, {listed(file.name for file in files)}: {advice}"
+            )
+        return [f"{len(files)} files, {listed(file.name for file in files)}, are read as parts of one movie"]
     return []
 
 
 def pattern(file: Path) -> str:
     """A file's name with # for every number, and without numbers at its end."""
     return re.sub(r"([\W_]*#)+\W*$", "", re.sub(r"\d+", "#", stem(file)))
-
-
-def name_some(files: Sequence[Path]) -> str:
-    """The files' names, of many the first few."""
-    names = [file.name for file in files[:NAMES_SHOWN]]
-    more = len(files) - len(names)
-    if more:
-        return f"{', '.join(names)} and {more} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

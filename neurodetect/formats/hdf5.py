@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neurodetect.files import UserError, reason
+from neurodetect.files import UserError, one_line, reason
 from neurodetect.formats.frames import LARGEST_FRAME, choose, describe_frame, require_finite
 from neurodetect.formats.nwb import (
     SERIES_TYPES,
     grid_scale,
-    one_line,
     series_axes,
     starting_rate,
     text_attribute,
@@ -248,8 +247,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # h5py, too, meets damage in many ways: OSError, RuntimeError, KeyError, ...
-        text = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as HDF5 ({text}); copy or export it again") from error
+        raise UserError(
+            f"{path}: cannot be read as HDF5 ({one_line(str(error))}); copy or export it again"
+        ) from error
 
 
 # Which dataset

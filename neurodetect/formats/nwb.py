@@ -28,11 +28,6 @@ def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def one_line(name: str) -> str:
-    """A name that a stranger gave, without line breaks."""
-    return " ".join(name.split())
-
-
 def groups_of(file: h5py.File, kind: str) -> dict[str, h5py.Group]:
     """The groups of a neurodata type in an NWB file by their names. Links are not followed."""
     found = {}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neurodetect.files import UserError
+from neurodetect.files import UserError, one_line
 from neurodetect.formats.hdf5 import open_hdf5
-from neurodetect.formats.nwb import groups_of, one_line, own_dataset
+from neurodetect.formats.nwb import groups_of, own_dataset
 
 if TYPE_CHECKING:
     import h5py
