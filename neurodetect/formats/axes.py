@@ -17,15 +17,11 @@ import numpy as np
 import tifffile
 
 from neurodetect.files import UserError, positive_number
-from neurodetect.formats.frames import choose
+from neurodetect.formats.frames import MICRONS, choose
 
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
 MOST_CHANNELS = 4  #: that ScanImage takes
 SQUARE = 0.01  #: largest relative difference of a pixel's height and width
-# Micrometres in the units that programs write; tifffile and ImageJ escape the sign.
-MICRONS = {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6} | dict.fromkeys(
-    ("um", "µm", "μm", "micron", "microns", "micrometer", "\\u00b5m", "\\xb5m"), 1.0
-)
 
 
 class Axes(NamedTuple):

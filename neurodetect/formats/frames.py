@@ -13,6 +13,15 @@ import numpy as np
 from neurodetect.files import UserError
 
 LARGEST_FRAME = 2**28  #: pixels; no microscope makes more, but a damaged header may promise more
+# Micrometres in the units of length that files have, in lower case; ImageJ and tifffile escape the sign.
+MICRONS = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e6),
+    "cm": 1e4,
+    **dict.fromkeys(("mm", "millimeter", "millimeters"), 1e3),
+    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "\\xb5m"), 1.0),
+    **dict.fromkeys(("micron", "microns", "micrometer", "micrometers"), 1.0),
+    "nm": 1e-3,
+}
 
 
 def describe_frame(shape: tuple[int, ...], dtype: np.dtype) -> str:

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neurodetect.formats.frames import MICRONS
+
 if TYPE_CHECKING:
     import h5py
 
 # Image series of NWB's core schema, as they are preferred where a file has several.
 SERIES_TYPES = ("TwoPhotonSeries", "OnePhotonSeries", "ImageSeries")
-MICRONS = {  #: in the units in which a grid's spacing may be
-    **dict.fromkeys(["m", "meter", "meters", "metre", "metres"], 1e6),
-    **dict.fromkeys(["mm", "millimeter", "millimeters"], 1e3),
-    **dict.fromkeys(["um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"], 1.0),
-}
 
 
 def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str:
