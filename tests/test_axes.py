@@ -313,6 +313,15 @@ def test_an_ome_set_of_stacks(tmp_path):
         assert np.array_equal(read(tmp_path, channel=channel + 1), stack[:, channel])
 
 
+@pytest.mark.parametrize(
+    "change", [("</Pixels>", "</Pixel>"), ('SizeT="6"', 'SizeT="600000000"'), ('SizeC="2"', 'SizeC="x"')]
+)
+def test_a_damaged_ome_xml(tmp_path, change):
+    xml = ome([("a.ome.tif", 0, {"C": 0, "Z": 0, "T": 0})], {"C": 2, "T": 6}).replace(*change, 1)
+    tifffile.imwrite(tmp_path / "a.ome.tif", movie(1)[0], metadata=None, description=xml)
+    refused(tmp_path / "a.ome.tif", "has a damaged OME-XML")
+
+
 def test_several_images_in_one_ome_file_are_not_averaged(tmp_path):
     with tifffile.TiffWriter(tmp_path / "two.ome.tif", ome=True) as writer:
         first, second = movie(4), movie(4, seed=1)

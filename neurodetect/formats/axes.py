@@ -21,6 +21,7 @@ from neurodetect.formats.frames import MICRONS, choose
 
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
 MOST_CHANNELS = 4  #: that ScanImage takes
+MOST_PAGES = 2**22  #: of an OME set; a damaged XML may promise more
 SQUARE = 0.01  #: largest relative difference of a pixel's height and width
 
 
@@ -202,6 +203,7 @@ def scanimage_axes(tiff: tifffile.TiffFile) -> Axes:
         if value("SI.hStackManager.enable") in ("false", "0") and not fast:
             slices = 1  # what was set for another day
         frames = whole("SI.hStackManager.framesPerSlice", "SI5.acqNumFrames", "SI4.acqNumFrames")
+        frames = max(1, frames // max(1, whole("SI.hScan2D.logAverageFactor")))
         flyback = whole(
             "SI.hFastZ.numDiscardFlybackFrames",
             "SI5.fastZNumDiscardFrames",
@@ -360,6 +362,8 @@ def ome_planes(pixels: ElementTree.Element, image: int) -> Iterator[OmePlane]:
     if samples and samples[0] not in (None, "1"):
         sizes["C"] //= int(samples[0] or 1)  # those of a colour image are in one page
     count = math.prod(sizes.values())
+    if count > MOST_PAGES:
+        raise ValueError(f"{count} pages")
     blocks = [element for element in pixels if element.tag.rpartition("}")[2] == "TiffData"]
     for block in blocks:
         first = sum(
