@@ -3,9 +3,11 @@
 
 The recordings of TRAIN_FOLDER (what preprocessing.py wrote) are dealt into folds. For each fold a
 network is trained on all the others, labels every pixel of the held-out recordings and finds their
-neurons. At the end a table: wrong pixels, neurofinder's recall, precision, combined, inclusion and
-exclusion, F1 at an intersection over union of 0.5, and the number of neurons, true and found. A curve
-shows what other thresholds of the probability would have given, for the option --threshold.
+neurons. With --groups all recordings of one animal, field or laboratory are held out together: so it
+is told what the network is worth on the next one. At the end a table: wrong pixels, neurofinder's
+recall, precision, combined, inclusion and exclusion, F1 at an intersection over union of 0.5, and the
+number of neurons, true and found. A curve shows what other thresholds of the probability would have
+given, for the option --threshold.
 """
 
 from __future__ import annotations
@@ -27,17 +29,22 @@ def main() -> None:
 
     from neurodetect.detection import assess, detect, find_in_map, neuron_area, split_folds, train_network
     from neurodetect.files import require_writable, write_json
-    from neurodetect.prepared import digests, read_labelled
+    from neurodetect.prepared import digests, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
-    from neurodetect.scoring import mean_curve, summarize, table, threshold_curve
+    from neurodetect.scoring import group_means, mean_curve, summarize, table, threshold_curve
     from neurodetect.view.figures import draw_curve, draw_found, draw_scores, draw_training, save_figure
     from neurodetect.view.report import section, write_report
 
     training, finding = console.read_settings(args)
     require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES)
     recordings = read_labelled(args.train_folder)
-    folds = split_folds(len(recordings), args.folds, args.seed)
-    settings = console.log_settings(training, finding, folds=len(folds))
+    names = [recording.name for recording in recordings]
+    groups = read_groups(args.groups, names) if args.groups else None
+    group_of = [groups[name] for name in names] if groups else None
+    folds = split_folds(len(recordings), args.folds, args.seed, group_of)
+    settings = console.log_settings(
+        training, finding, folds=len(folds), **({"groups": groups} if groups else {})
+    )
     inputs = digests(args.train_folder, recordings)
     console.say(
         f"{len(recordings)} labelled recordings in {len(folds)} folds, {args.iterations} iterations each, "
@@ -82,9 +89,9 @@ def main() -> None:
                 sections[recording.name] = section(recording, found, row, pairs, note)
             unfinished.note(label, history)
 
-        rows = {recording.name: rows[recording.name] for recording in recordings}  # from folds to name order
+        rows = {name: rows[name] for name in names}  # from folds to name order
         curve = mean_curve(curves)
-        console.say("\n" + table(list(rows.values()), list(rows)), level=0)
+        console.say("\n" + table(list(rows.values()), names, group_of), level=0)
         figures = {
             "training": draw_training(histories),
             "scores": draw_scores(list(rows.values()), list(rows)),
@@ -98,6 +105,7 @@ def main() -> None:
             "inputs": inputs,
             "recordings": [{"name": name, **row} for name, row in rows.items()],
             **summarize(list(rows.values())),
+            **({"group_means": group_means(list(rows.values()), group_of)} if group_of else {}),
             "thresholds": curve,
             "folds": histories,
         }

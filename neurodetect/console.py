@@ -358,7 +358,14 @@ def crossvalidation_options(description: str) -> argparse.Namespace:
         type=number_in(int, 2),
         default=5,
         metavar="K",
-        help="networks to train, at most one per recording (default: 5)",
+        help="networks to train, at most one per recording, or per group of --groups (default: 5)",
+    )
+    group.add_argument(
+        "--groups",
+        metavar="GROUPS",
+        help="recordings that belong together, of one animal, field or laboratory, are held out together: "
+        "prefix takes the beginning of their names for the group, up to the first . _ - or space; anything "
+        'else is a JSON file, {"NAME": "GROUP", ...} (default: every recording by itself)',
     )
     group.add_argument(
         "--output",

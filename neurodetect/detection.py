@@ -94,33 +94,44 @@ class Found(NamedTuple):
 # Training
 
 
-def split_folds(count: int, folds: int, seed: int) -> list[list[int]]:
-    """Deal recordings into folds at random: the held-out recordings of each fold.
+def split_folds(count: int, folds: int, seed: int, groups: Sequence[str] | None = None) -> list[list[int]]:
+    """Deal recordings into folds: the held-out recordings of each.
 
     Parameters
     ----------
     count : int
         Number of recordings.
     folds : int
-        Number of folds; with fewer recordings each is a fold of its own.
+        Number of folds; with fewer recordings, or groups of them, each is a fold of its own.
     seed : int
+        Of the dealing at random. Groups are dealt by their sizes, the largest first.
+    groups : sequence of str, optional
+        The group of each recording, of which all are held out together.
 
     Returns
     -------
     list of list of int
-        Every recording is in one fold; sizes differ by one at most.
+        Every recording is in one fold. Without groups sizes differ by one at most.
 
     Raises
     ------
     UserError
-        There are fewer than two recordings.
+        There are fewer than two recordings, or groups.
     """
     if count < 2:
         raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
-    from sklearn.model_selection import KFold  # takes a second that only cross-validation should pay
+    from sklearn.model_selection import GroupKFold, KFold  # a second that only cross-validation should pay
 
-    splitter = KFold(min(folds, count), shuffle=True, random_state=seed)
-    return [held_out.tolist() for _, held_out in splitter.split(range(count))]
+    if groups is None:
+        splits = KFold(min(folds, count), shuffle=True, random_state=seed).split(range(count))
+    else:
+        if len(set(groups)) < 2:
+            raise UserError(
+                f"all {count} recordings are of one group, {groups[0]}; cross-validation holds groups out "
+                "and needs two at least"
+            )
+        splits = GroupKFold(min(folds, len(set(groups)))).split(range(count), groups=groups)
+    return [held_out.tolist() for _, held_out in splits]
 
 
 def train_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from neurodetect.files import (
     array_bytes,
     digest,
     json_bytes,
+    listed,
     natural_key,
     read_array,
+    read_json,
     reason,
     write_together,
 )
 from neurodetect.recording import pixels_per_micron_of, read_info
-from neurodetect.regions import read_regions, regions_as_json, regions_to_mask
+from neurodetect.regions import dataset_name, read_regions, regions_as_json, regions_to_mask
 
 LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 
@@ -248,6 +251,39 @@ def read_labelled(folder: str | Path) -> list[Prepared]:
                 f"{recording.name} has no labels (no y_{recording.name}.npy) and is left out", stacklevel=2
             )
     return labelled
+
+
+def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
+    """Which recordings belong together, of one animal, field or laboratory: the group of each name.
+
+    Parameters
+    ----------
+    groups : str or Path
+        "prefix": the group is a name's beginning, up to the first dot, underscore, hyphen or space. Anything
+        else is a JSON file of an object, {"NAME": "GROUP", ...}.
+    names : sequence of str
+        Of the recordings; a leading `neurofinder.` does not count.
+
+    Raises
+    ------
+    UserError
+        The file is unreadable, malformed, or lacks a recording.
+
+    Examples
+    --------
+    >>> read_groups("prefix", ["neurofinder.00.01", "mouse7_monday"])
+    {'neurofinder.00.01': '00', 'mouse7_monday': 'mouse7'}
+    """
+    if groups == "prefix":
+        return {name: re.split(r"[._\- ]", dataset_name(name))[0] for name in names}
+    content = read_json(groups)
+    if not isinstance(content, dict) or not all(isinstance(group, str) for group in content.values()):
+        raise UserError(f'{groups}: is no object of groups by recordings, {{"NAME": "GROUP", ...}}; mend it')
+    by_dataset = {dataset_name(name): group for name, group in content.items()}
+    missing = [name for name in names if dataset_name(name) not in by_dataset]
+    if missing:
+        raise UserError(f"{groups}: has no group for {listed(missing)}; add them")
+    return {name: by_dataset[dataset_name(name)] for name in names}
 
 
 def digests(folder: str | Path, recordings: Sequence[Prepared]) -> dict[str, str]:

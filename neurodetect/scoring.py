@@ -332,10 +332,24 @@ def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
-    """The measures that the rows have as text, one line each, mean and standard deviation of several last."""
+def group_means(rows: Sequence[dict[str, float]], groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What `summarize` gives as the mean, of the rows of each group, in the order of the groups."""
+    return {
+        group: summarize([row for row, of in zip(rows, groups, strict=True) if of == group])["mean"]
+        for group in dict.fromkeys(groups)
+    }
+
+
+def table(rows: Sequence[dict[str, float]], names: Sequence[str], groups: Sequence[str] | None = None) -> str:
+    """The measures that the rows have as text, one line each, mean and standard deviation of several last.
+
+    With the `groups` of the rows the mean of each group comes before.
+    """
     measures = [key for key in MEASURES if key in rows[0]]
-    width = max(len(name) for name in (*names, "recording"))
+    means = (
+        {f"mean {group}": mean for group, mean in group_means(rows, groups or []).items()} if groups else {}
+    )
+    width = max(len(name) for name in (*names, *means, "recording"))
 
     def line(name: str, row: dict[str, float], count: str) -> str:
         values = " ".join(f"{row[key]:9.3f}" for key in measures)
@@ -344,6 +358,7 @@ def table(rows: Sequence[dict[str, float]], names: Sequence[str]) -> str:
     lines = [
         f"{'recording':{width}} {' '.join(f'{HEADS[key]:>9}' for key in measures)}    true   found",
         *(line(name, row, "7d") for name, row in zip(names, rows, strict=True)),
+        *(line(name, row, "7.1f") for name, row in means.items()),
     ]
     if len(rows) > 1:
         lines += [line(name, row, "7.1f") for name, row in summarize(rows).items()]

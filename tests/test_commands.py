@@ -84,6 +84,23 @@ def test_the_same_recordings_give_the_same_files(lab, run_command, tmp_path):
     assert again == before
 
 
+def test_cross_validation_holds_groups_out(lab, command):
+    groups = {name: f"animal {number}" for number, name in enumerate(TRAINING)}
+    (lab / "groups.json").write_text(json.dumps(groups))
+    output = ("--output", lab / "groups" / "scores.json")
+    result = command(
+        "conv2d_crossvalidation.py", lab / "train", "--groups", lab / "groups.json", *QUICK, *output
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(f"\nmean animal {number} " in result.stdout for number in range(len(TRAINING)))
+    content = json.loads((lab / "groups" / "scores.json").read_text())
+    assert content["settings"]["groups"] == groups and len(content["folds"]) == len(TRAINING)
+    for row in content["recordings"]:
+        assert content["group_means"][groups[row["name"]]]["combined"] == row["combined"]
+    result = command("conv2d_crossvalidation.py", lab / "train", "--groups", "prefix", *QUICK, *output)
+    assert result.returncode == 2 and "are of one group" in result.stderr
+
+
 def test_cross_validation(lab, command):
     output = ("--output", lab / "crossvalidation.json")
     result = command("conv2d_crossvalidation.py", lab / "train", "--folds", 2, *QUICK, *output)
@@ -107,6 +124,7 @@ def test_cross_validation(lab, command):
     assert content["std"]["combined"] == pytest.approx(np.std(combined, ddof=1))
     assert content["settings"]["iterations"] == 3 and content["settings"]["versions"]["torch"]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (lab / "train").iterdir()}
+    assert "groups" not in content["settings"] and "group_means" not in content
     assert content["inputs"] == {name: value for name, value in digests.items() if not name.endswith(".png")}
     curve = content["thresholds"]
     assert [row["probability"] for row in curve] == pytest.approx(np.linspace(0.1, 0.9, 17))

@@ -15,6 +15,7 @@ from neurodetect.prepared import (
     Prepared,
     digests,
     prepared_names,
+    read_groups,
     read_labelled,
     read_prepared,
     write_prepared,
@@ -197,3 +198,16 @@ def test_regions_that_are_missing_or_outside(folder):
     (folder / "regions_b10.json").unlink()
     with pytest.raises(UserError, match="regions_b10.json: is missing"):
         read_prepared(folder, "b10")
+
+
+def test_groups_of_recordings(tmp_path):
+    names = ["neurofinder.00.01", "mouse7_monday", "mouse7 tuesday", "alone"]
+    assert list(read_groups("prefix", names).values()) == ["00", "mouse7", "mouse7", "alone"]
+    file = tmp_path / "groups.json"
+    file.write_text('{"00.01": "A", "mouse7_monday": "B", "mouse7 tuesday": "B", "other": "C"}')
+    assert read_groups(file, names[:3]) == dict(zip(names, "ABB", strict=False))
+    for content, words in ((None, "has no group for alone"), ("[]", "no object of groups"), ("{", "JSON")):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(UserError, match=f"groups.json: .*{words}"):
+            read_groups(file, names)

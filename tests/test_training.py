@@ -6,6 +6,8 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neurodetect.detection import TrainingSettings, split_folds, train_network
 from neurodetect.device import choose_device, choose_precision
@@ -283,6 +285,18 @@ def test_folds_are_dealt_by_the_seed_and_need_two_recordings():
     assert len({str(split_folds(10, 5, seed)) for seed in range(5)}) > 1
     with pytest.raises(UserError, match="two labelled"):
         split_folds(1, 5, 0)
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=2, max_size=20), st.integers(2, 6))
+def test_what_belongs_together_is_held_out_together(groups, folds):
+    if len(set(groups)) == 1:
+        with pytest.raises(UserError, match=f"all {len(groups)} recordings are of one group, {groups[0]}"):
+            split_folds(len(groups), folds, 0, groups)
+        return
+    dealt = split_folds(len(groups), folds, 0, groups)
+    assert sorted(index for fold in dealt for index in fold) == list(range(len(groups)))
+    assert len(dealt) == min(folds, len(set(groups)))
+    assert all(sum(group in {groups[i] for i in fold} for fold in dealt) == 1 for group in set(groups))
 
 
 # Weights on disk
