@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
     return FrameFiles(files, left["channel"], left["plane"], notes)
 
 
+@lru_cache(maxsize=2**16)  # asked for by every pattern
 def stem(file: Path) -> str:
     """A file's name without `.tif` or `.ome.tif`."""
     name = file.stem
