@@ -220,10 +220,8 @@ def scanimage_axes(tiff: tifffile.TiffFile) -> Axes:
         sizes = [("T", 1), ("Z", slices), ("T", frames), ("C", len(channels))]
     else:
         sizes = [("T", 1), ("Z", slices + flyback), ("C", len(channels))]
-    named = [""] if len(channels) == 1 else [f"channel {number}" for number in channels]
-    return Axes(
-        tuple(s for s in sizes if s != ("Z", 1) and s != ("C", 1)), named, [""] * slices, list(channels)
-    )
+    many = tuple(size for size in sizes if size not in (("Z", 1), ("C", 1)))
+    return Axes(many, [""] * len(channels), [""] * slices, list(channels))
 
 
 def pages_of_one_frame(tiff: tifffile.TiffFile, channels: list[int]) -> list[int]:
