@@ -97,8 +97,8 @@ def save_whole(path: str | Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # What PyTorch says of a full disk is its own trouble with the file that it could not end.
-            if isinstance(error.__context__, OSError):
+            # What PyTorch says of a full disk or Ctrl-C is its trouble with the file that it could not end.
+            if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
                 raise error.__context__ from None
             raise
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import signal
 
 import numpy as np
@@ -29,7 +30,7 @@ from neurodetect.training import (
     train_step,
     window_error,
 )
-from neurodetect.weights import load_network, save_network
+from neurodetect.weights import load_network, save_network, save_whole
 
 CPU = torch.device("cpu")
 SHAPE = (64, 80)
@@ -475,3 +476,17 @@ def test_a_replayed_step_is_the_step(network, recordings, precision):
 def test_a_network_can_be_made_without_memory():
     with torch.device("meta"):
         assert NeuronNet().dense.weight.is_meta
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_stops_pytorch_in_the_middle_of_a_file_is_told_as_it_is(tmp_path, monkeypatch, trouble):
+    class Stopped(io.FileIO):
+        def write(self, content):
+            if self.tell() > 1000:
+                raise trouble
+            return super().write(content)
+
+    monkeypatch.setattr("neurodetect.weights.open", lambda path, mode: Stopped(path, mode), raising=False)
+    with pytest.raises(KeyboardInterrupt if isinstance(trouble, KeyboardInterrupt) else UserError):
+        save_whole(tmp_path / "model.pt", {"weights": torch.zeros(10**5)})
+    assert list(tmp_path.iterdir()) == []
