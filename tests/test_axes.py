@@ -429,6 +429,10 @@ def test_two_movies_in_a_folder_are_not_one(tmp_path):
     parts = write_folder(tmp_path / "parts", ["run_2.tif", "run_10.tif"], [first, second])
     assert np.array_equal(read(parts), np.concatenate([first, second]))
     assert "run_2.tif, run_10.tif" in open_recording(parts).notes[0]
+    registered = write_folder(
+        tmp_path / "suite2p", ["file000_chan0.tif", "file001_chan0.tif"], [first, second]
+    )
+    assert len(open_recording(registered)) == 8
     write_folder(tmp_path / "house", [], [])
     write_folder(tmp_path / "house" / "images", ["mouse1.tif", "mouse2.tif"], [first, second])
     assert len(open_recording(tmp_path / "house")) == 8

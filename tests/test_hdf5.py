@@ -639,3 +639,27 @@ def test_none_and_several_segmentations(tmp_path):
         write_segmentation(path, name, pixels=NEURONS)
     with pytest.raises(UserError, match="processing/ophys/a, processing/ophys/b; .*--labels FILE"):
         read_plane_segmentation(path, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"),
+    [
+        ((12, 16, 24), "doubtful"),  # few frames, of a usual form
+        ((500, 16, 24), "sure"),
+        ((40, 16, 16), "sure"),
+        ((16, 24, 8), "refused"),  # 16 frames of 24 x 8?
+        ((16, 16, 10), "refused"),
+        ((16, 16, 100), "refused"),
+    ],
+)
+def test_frames_of_a_usual_form_are_read_and_narrow_ones_are_not(tmp_path, shape, read):
+    movie = np.random.default_rng(0).integers(1, 99, shape).astype(np.uint8)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["mov"] = movie
+    if read == "refused":
+        with pytest.raises(UserError, match="--axes YXT reads it so"):
+            open_recording(tmp_path / "m.h5")
+        return
+    recording = open_recording(tmp_path / "m.h5")
+    assert np.array_equal(list(recording), movie)
+    assert any("--axes YXT" in note for note in recording.notes) == (read == "doubtful")

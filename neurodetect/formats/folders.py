@@ -158,7 +158,8 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
         names = listed([first.name, *(file.name for file in files if pattern(file) != usual)])
         raise UserError(f"{folder}: holds more than one movie, {names}: {advice}")
     if several and len(files) > 1:
-        if all(re.search(r"[^\W\d_](\d|[1-9]\d+)$", stem(file)) for file in files):
+        ends = [re.search(r"[^\W\d_](\d|[1-9]\d+)$", stem(file)) for file in files]
+        if all(ends) and len({end[1] for end in ends if end}) > 1:
             raise UserError(
                 f"{folder}: holds {len(files)} movies, {listed(file.name for file in files)}: {advice}"
             )

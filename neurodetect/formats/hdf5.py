@@ -33,6 +33,7 @@ BLOCK_BYTES = 2**25  #: of a dataset read at once, where its chunks allow
 # Where a chunk is long in time, every block of frames takes decompressing all of them: a few large ones do.
 LONG_BLOCKS = 8
 MOST_PLANES = 16  #: or channels, where an axis does not say what it is
+NARROW = 1.6  #: sides of a frame as unequal as that look as if one were time
 MOST_NAMED = 8  #: datasets in one line
 # What programs call an axis, by the letter that --axes has for it.
 AXIS_NAMES = {
@@ -493,7 +494,7 @@ def time_axis(
             return 2, True
     if shape[1] == shape[2]:
         return 0, True
-    if last < first:
+    if shape[0] == shape[1] or last < first >= NARROW:
         return 2, False
     return 0, last > 2
 
