@@ -433,6 +433,8 @@ def test_two_movies_in_a_folder_are_not_one(tmp_path):
         tmp_path / "suite2p", ["file000_chan0.tif", "file001_chan0.tif"], [first, second]
     )
     assert len(open_recording(registered)) == 8
+    numbered = write_folder(tmp_path / "numbered", ["part1.tif", "part2.tif"], [first, second])
+    assert len(open_recording(numbered)) == 8
     write_folder(tmp_path / "house", [], [])
     write_folder(tmp_path / "house" / "images", ["mouse1.tif", "mouse2.tif"], [first, second])
     assert len(open_recording(tmp_path / "house")) == 8

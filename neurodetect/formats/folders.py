@@ -29,6 +29,9 @@ POSITION = re.compile(r"(?i)(?:^|[_\-. ])(?:pos|position|site)[_\-]?(\d+)(?=$|[_
 CHANNEL_LETTER = re.compile(r"(?i)(?:^|[_\-. ])c[_\-]?(\d+)(?=$|[_\-. ])")
 PLANE_LETTER = re.compile(r"(?i)(?:^|[_\-. ])(?:z|slice)[_\-]?(\d+)(?=$|[_\-. ])")
 THORIMAGE_PLANE = re.compile(r"^Chan[A-D]_\d+_\d+_(\d+)_\d+$")  # then the number of the frame
+# Of stacks: `mouse1`, `mouse2` are two movies, `mouse_1`, `mouse_2`, `mouse01` and `part1` parts of one.
+ANIMAL = re.compile(r"[^\W\d_](\d|[1-9]\d+)$")
+PART = re.compile(r"(?i)(part|file|block|chunk|frames?|images?|img)\d+$")
 PRAIRIE = re.compile(r"_Cycle(\d+)_Ch\d+_(\d+)$")  # Bruker: in a Z series the cycle counts the volumes
 PRAIRIE_Z = b'type="TSeries ZSeries Element"'
 
@@ -158,8 +161,8 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
         names = listed([first.name, *(file.name for file in files if pattern(file) != usual)])
         raise UserError(f"{folder}: holds more than one movie, {names}: {advice}")
     if several and len(files) > 1:
-        ends = [re.search(r"[^\W\d_](\d|[1-9]\d+)$", stem(file)) for file in files]
-        if all(ends) and len({end[1] for end in ends if end}) > 1:
+        ends = [ANIMAL.search(stem(file)) for file in files if not PART.search(stem(file))]
+        if len(ends) == len(files) and all(ends) and len({end[1] for end in ends if end}) > 1:
             raise UserError(
                 f"{folder}: holds {len(files)} movies, {listed(file.name for file in files)}: {advice}"
             )
