@@ -66,8 +66,8 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
     folder, notes = files[0].parent, []
     left: dict[str, int | None] = {"channel": channel, "plane": plane}
     derived = [file for file in files if DERIVED.search(stem(file))]
-    if len(derived) < len(files) and derived:
-        files = [file for file in files if file not in set(derived)]
+    if 0 < len(derived) < len(files):
+        files = [file for file in files if not DERIVED.search(stem(file))]
         notes.append(f"no frames, and left out: {listed(file.name for file in derived)}")
     for kind, by_name in (("channel", channels_by_name), ("plane", planes_by_name)):
         found = by_name(files)
