@@ -292,6 +292,18 @@ def test_an_ome_set_of_one_page_files(tmp_path):
     assert f"{names[0, 0]} with the OME-XML of the files is not there" in note
 
 
+def test_planes_of_a_part_of_an_ome_set(tmp_path):
+    stack = movie(4, 3)
+    pages = [(f"p{z}.ome.tif", t, {"C": 0, "Z": z, "T": t}) for z in range(3) for t in range(4)]
+    for z in range(3):
+        xml = ome(pages, {"Z": 3, "T": 4})
+        write_pages(tmp_path / f"p{z}.ome.tif", stack[:, z], lambda i, xml=xml: xml if i == 0 else None)
+    (tmp_path / "p0.ome.tif").unlink()
+    refused(tmp_path, "has 2 planes")
+    for plane in (1, 2):
+        assert np.array_equal(read(tmp_path, plane=plane), stack[:, plane])
+
+
 def test_a_set_whose_files_were_renamed_is_refused(tmp_path):
     ome_set(tmp_path / "set", movie(5, 2))
     for index, file in enumerate(sorted((tmp_path / "set").iterdir())):

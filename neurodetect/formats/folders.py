@@ -144,7 +144,7 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
     ----------
     files : sequence of Path
     counts : sequence of int
-        Frames in each.
+        Frames in each; files without one, of another plane of the set, do not matter.
 
     Raises
     ------
@@ -152,6 +152,7 @@ def require_one_movie(files: Sequence[Path], counts: Sequence[int]) -> list[str]
         They do not.
     """
     folder = files[0].parent
+    files = [file for file, count in zip(files, counts, strict=True) if count]
     advice = "give the file that is meant, or put the parts of one recording into a folder images/ in it"
     alike = Counter(pattern(file) for file in files)
     (usual, most), *others = alike.most_common()

@@ -27,7 +27,7 @@ from neurodetect.files import UserError, reason
 from neurodetect.formats.axes import (
     ONE_BY_ONE,
     Axes,
-    OmeSet,
+    OmePlane,
     chosen_pages,
     make_choice,
     read_axes,
@@ -118,7 +118,7 @@ class TiffFrames:
         self._files = files
         self._transpose = transpose
         self._found: tuple[list[Layout], list[int]] | None = None
-        self._ome: OmeSet | None = None
+        self._ome: dict[str, list[OmePlane]] | None = None
         self.notes: list[str] = []
         with open_tiff(files[0]) as tiff:
             self._axes = read_axes(tiff, files[0], channel is not None or plane is not None)
@@ -204,7 +204,7 @@ class TiffFrames:
         """Which pages of a file are frames of the channel and plane that are read."""
         if self._ome is None:
             return chosen_pages(self._axes, self._choice, count, before)
-        listed = [page for page in self._ome.pages if page.file in ("", path.name)]
+        listed = self._ome.get(path.name, []) + self._ome.get("", [])
         if not listed and count > 1:
             raise UserError(
                 f"{path}: is not among the files that {self._files[0].name} lists as its recording; "
@@ -216,14 +216,8 @@ class TiffFrames:
             raise UserError(
                 f"{path}: has {count} pages, of which its OME-XML lists {len(listed)}; export it again"
             )
-        images = self._ome.images > 1
-        chosen = [
-            page.page
-            for page in listed
-            if page.channel == self._choice.channel
-            and (page.image if images else page.plane) == self._choice.plane
-        ]
-        return [page for page in chosen if page < count]
+        wanted = self._choice.channel, self._choice.plane
+        return [page.page for page in listed if (page.channel, page.plane) == wanted and page.page < count]
 
     def _read_file(self, path: Path, layout: Layout, index: int) -> np.ndarray:
         """A file's frame by its number in the file."""
@@ -282,11 +276,14 @@ def open_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         raise UserError(f"{path}: cannot be read as TIFF ({error}); {mend}") from error
 
 
-def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, Axes, list[str]]:
+def ome_set(
+    tiff: tifffile.TiffFile, files: list[Path]
+) -> tuple[dict[str, list[OmePlane]] | None, Axes, list[str]]:
     """What the OME-XML of an open file, or of the file that it points to, says of the recording's pages.
 
-    Of a set whose files were told apart by their names only what is in the given files counts. There is
-    a line on an XML that is not there.
+    By the names of their files; channels and planes (or images, of which one has one plane) are counted
+    among those that are there: of a set whose files were told apart by their names only what is in the
+    given files counts. There is a line on an XML that is not there.
     """
     xml = tiff.pages[0].description
     master = re.search(r'<(?:\w+:)?BinaryOnly\b[^>]*\bMetadataFile="([^"]*)"', xml)
@@ -312,17 +309,21 @@ def ome_set(tiff: tifffile.TiffFile, files: list[Path]) -> tuple[OmeSet | None, 
                 "give the files the names that they had"
             )
     channels = sorted({page.channel for page in listed}) or [0]
-    planes = sorted({page.image if ome.images > 1 else page.plane for page in listed}) or [0]
-    if ome.images > 1 and ome.planes > 1:
+    several = ome.images > 1
+    planes = sorted({page.image if several else page.plane for page in listed}) or [0]
+    if several and ome.planes > 1:
         raise UserError(f"{files[0]}: has {ome.images} images of {ome.planes} planes; export one of each")
-    pages = [
-        page._replace(channel=channels.index(page.channel), plane=page.plane if len(planes) > 1 else 0)
-        for page in listed
-    ]
-    names_of = [ome.channels[channel] for channel in channels]
-    what = "image" if ome.images > 1 else ""
-    named = [f"{what} {plane + 1}".strip() if what else "" for plane in planes]
-    return ome._replace(pages=pages), Axes((("T", 1),), names_of, named), []
+    by_file: dict[str, list[OmePlane]] = {}
+    for page in listed:
+        plane = planes.index(page.image if several else page.plane)
+        page = page._replace(channel=channels.index(page.channel), plane=plane)
+        by_file.setdefault(page.file, []).append(page)
+    axes = Axes(
+        (("T", 1),),
+        [ome.channels[channel] for channel in channels],
+        [f"image {plane + 1}" if several else "" for plane in planes],
+    )
+    return by_file, axes, []
 
 
 class Described(NamedTuple):
