@@ -83,6 +83,8 @@ def project(frames: Iterable[np.ndarray], tiles: Callable[[], Iterable[Tile]] | 
         bright = usual & (distance > UNUSUAL_DEVIATIONS)
         faint = (distance < -UNUSUAL_DEVIATIONS) | (summed.deviations < LOW_CONTRAST * deviation)
         dark = usual & faint & ~bright
+        if 2 * (dark | bright).sum() >= usual.sum():  # then none is like "the others"
+            dark = bright = np.zeros(len(usual), bool)
     numbers = (np.flatnonzero(which).tolist() for which in (summed.left_out, dark, bright))
     return Projection(quotient(summed.total, summed.present), len(usual), *numbers)
 

@@ -114,9 +114,16 @@ def test_scanimage_goes_on_in_the_next_file(tmp_path):
     stack = movie(7, 3)  # volumes of three planes; the first file ends within one
     header = scanimage(slices=3)
     for number, part in enumerate(np.split(stack.reshape(-1, *SHAPE), [10])):
-        write_pages(tmp_path / f"run_{number + 1:05d}.tif", part, "frameNumbers = 1", header, bigtiff=True)
+        path = tmp_path / f"run_{number + 1:05d}.tif"
+        write_pages(
+            path, part, lambda i, first=10 * number + 1: f"frameNumbers = {first + i}", header, bigtiff=True
+        )
     for plane in range(3):
         assert np.array_equal(read(tmp_path, plane=plane + 1), stack[:, plane])
+    path.with_name("run_00001.tif").unlink()  # the second begins in the middle of a volume
+    for plane in range(3):
+        expected = stack.reshape(-1, *SHAPE)[10:][(np.arange(10, 21) % 3) == plane]
+        assert np.array_equal(read(tmp_path, plane=plane + 1), expected)
 
 
 def test_scanimage_takes_one_plane_after_the_other_in_a_slow_stack(tmp_path):
@@ -394,6 +401,73 @@ def test_positions_by_the_names_of_the_files(tmp_path):
         tmp_path / "rec", "has 4 planes", "1 (position 000 000), 2 (position 000 001), 3 (position 001 000)"
     )
     assert np.array_equal(read(tmp_path / "rec", plane=3), stack[:, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "s_C{c:03d}T{t:03d}.tif",
+        "rec_t{t:03d}c{c}_ORG.tif",
+        "recT{t:03d}C{c}.tif",
+        "rec_w{c}_t{t}.tif",
+        "rec_w{c}GFP_t{t}.tif",
+        "rec_CH{c:02d}T{t:03d}.tif",
+        "img_{t:09d}_dye{c}_000.tif",
+    ],
+)
+def test_channels_in_names_that_run_together(tmp_path, name):
+    stack = movie(6, 2)
+    names = [name.format(c=c, t=t) for t in range(1, 7) for c in (1, 2)]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(tmp_path / "rec", "has 2 channels")
+    assert np.array_equal(read(tmp_path / "rec", channel=2), stack[:, 1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ChanA_0001_0001_{z:04d}_{t:04d}.tif",
+        "rec_t{t:03d}_z{z:03d}_ch00.tif",
+        "img_{t:09d}_Default_{z:03d}.tif",
+    ],
+)
+def test_many_planes(tmp_path, name):
+    stack = movie(3, 20)
+    names = [name.format(z=z, t=t) for t in range(3) for z in range(20)]
+    write_folder(tmp_path / "rec", names, stack.reshape(-1, *SHAPE))
+    refused(tmp_path / "rec", "has 20 planes")
+    assert np.array_equal(read(tmp_path / "rec", plane=20), stack[:, 19])
+
+
+def test_the_only_channel_may_be_named(tmp_path):
+    frames = movie(4)
+    write_folder(tmp_path / "rec", [f"T-1_Cycle00001_Ch2_{i:06d}.ome.tif" for i in range(4)], frames)
+    assert np.array_equal(read(tmp_path / "rec", channel=2), frames)
+    refused(tmp_path / "rec", "has no channel 3", channel=3)
+
+
+def test_parts_of_several_channels_each_have_their_own_axes(tmp_path):
+    first, second = movie(2, 6), movie(2, 3, seed=1)
+    for ome_xml in (False, True):
+        folder = tmp_path / str(ome_xml)
+        folder.mkdir()
+        for name, stack in (("run_1", first), ("run_2", second)):
+            path = folder / (f"{name}.ome.tif" if ome_xml else f"{name}.tif")
+            tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "CTYX"}, ome=ome_xml)
+        for channel in range(2):
+            expected = np.concatenate([first[channel], second[channel]])
+            assert np.array_equal(read(folder, channel=channel + 1), expected)
+    tifffile.imwrite(
+        folder / "run_3.ome.tif", movie(4), photometric="minisblack", ome=True, metadata={"axes": "TYX"}
+    )
+    refused(folder, "run_3.ome.tif: has 1 channels and 1 planes", channel=1)
+
+
+def test_a_metamorph_stack_is_not_one_frame(tmp_path):
+    tags = [(33629, 5, 10, (1, 1) * 10, True)]
+    options = {"photometric": "minisblack", "metadata": None, "truncate": True, "extratags": tags}
+    tifffile.imwrite(tmp_path / "a.stk", movie(10), **options)
+    refused(tmp_path / "a.stk", "is a MetaMorph stack")
 
 
 def test_planes_of_a_z_series_over_time(tmp_path):

@@ -22,6 +22,7 @@ from neurodetect.formats.frames import MICRONS, choose
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
 MOST_CHANNELS = 4  #: that ScanImage takes
 MOST_PAGES = 2**22  #: of an OME set; a damaged XML may promise more
+METAMORPH_TAG = 33629  #: UIC2: the number of frames, their times and planes
 SQUARE = 0.01  #: largest relative difference of a pixel's height and width
 
 
@@ -139,6 +140,8 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
         shape = tuple(map(int, metadata["shape"]))
         leading = next(n for n in reversed(range(len(shape))) if math.prod(shape[n:]) >= page.size)
         return named_axes(metadata.get("axes", "Q" * len(shape))[:leading], shape[:leading], path, named)
+    if METAMORPH_TAG in page.tags:  # one directory of all frames
+        raise UserError(f"{path}: is a MetaMorph stack; export it as a TIFF stack, for example with Fiji")
     if tiff.is_mmstack or tiff.is_fluoview or tiff.is_lsm:
         series = tiff.series[0]
         many = [
@@ -187,12 +190,14 @@ def scanimage_axes(tiff: tifffile.TiffFile) -> Axes:
 
     if old:
         channels = list(range(1, whole("state.acq.numberOfChannelsSave") + 1))
+        saved = [n for n in range(1, MOST_CHANNELS + 1) if value(f"state.acq.savingChannel{n}") == "1"]
+        channels = saved if len(saved) == len(channels) else channels
         slices, flyback = whole("state.acq.numberOfZSlices"), 0
         frames = 1 if whole("state.acq.averaging", otherwise=0) else whole("state.acq.numberOfFrames")
         fast = False
     else:
-        saved = value("SI.hChannels.channelSave", "SI5.channelsSave", "SI4.channelsSave")
-        channels = [int(number) for number in re.findall(r"\d+", saved)] or [1]
+        header_channels = value("SI.hChannels.channelSave", "SI5.channelsSave", "SI4.channelsSave")
+        channels = [int(number) for number in re.findall(r"\d+", header_channels)] or [1]
         fast = value("SI.hFastZ.enable", "SI5.fastZEnable", "SI4.fastZEnable") in ("true", "1")
         slices = whole(
             "SI.hStackManager.actualNumSlices",
@@ -272,10 +277,11 @@ def named_axes(names: str, sizes: tuple[int, ...], path: Path, named: bool) -> A
         Two axes or more have no name, and the user did not name a channel or plane.
     """
     many = [(name, size) for name, size in zip(names, sizes, strict=True) if size > 1]
-    if len(many) < 2 and not (many and many[0][0] == "C"):
+    one = len(many) == 1 and (many[0][0] == "C" or (named and many[0][0] == "Z"))
+    if len(many) < 2 and not one:
         return Axes((("T", math.prod(sizes)),), [""], [""])
     kinds = [name if name in "TZC" else "T" if name == "I" else "" for name, _ in many]
-    if "T" not in kinds and "" not in kinds and kinds.count("Z") == 1:
+    if "T" not in kinds and "" not in kinds and kinds.count("Z") == 1 and not one:
         kinds[kinds.index("Z")] = "T"  # a movie whose frames are called slices
     unknown = [index for index, kind in enumerate(kinds) if not kind]
     if unknown and "T" not in kinds:

@@ -15,24 +15,29 @@ from typing import NamedTuple
 from neurodetect.files import UserError, listed, natural_key
 from neurodetect.formats.frames import choose
 
-MOST_NUMBERS = 16  #: channels or planes; more different numbers in files' names count frames
+MOST_NUMBERS = 16  #: channels or planes, where every file has another number
 # What ImageJ calls a projection, and Cellpose, ThorImage and people what is no frame.
 DERIVED = re.compile(
     r"^(AVG|MAX|MIN|SUM|STD|MED)_"
     r"|(?i:[_\-. ](masks?|flows|outlines|labels?|rois?|preview|thumb(nail)?|projection|mean|avg|std)$)"
 )
-CHANNEL = re.compile(r"(?i)(?:^|[_\-. ])(?:channel|chan|ch)[_\-]?([a-d]|\d+)(?=$|[_\-. ])")
+CHANNEL = re.compile(r"(?i)(?:^|[_\-. ]|(?<=\d))(?:channel|chan|ch)[_\-]?([a-d]|\d+)(?=$|[_\-. ]|[tz]\d)")
+METAMORPH_CHANNEL = re.compile(r"(?i)(?:^|[_\-. ])w(\d)(?=$|[_\-. ]|[a-z])")
+MANAGER_CHANNEL = re.compile(r"^img_\d+_(.+)_\d+$")  # Micro-Manager 1.4: time, channel, plane
+MANAGER_PLANE = re.compile(r"^img_\d+_.+_(\d+)$")
 COLOUR = re.compile(r"(?i)(?:^|[_\-. ])(red|green)(?=$|[_\-. ])")
 PLANE = re.compile(r"(?i)(?:^|[_\-. ])plane[_\-]?(\d+)(?=$|[_\-. ])")
 POSITION = re.compile(r"(?i)(?:^|[_\-. ])(?:pos|position|site)[_\-]?(\d+)(?=$|[_\-. ])")
 # Letters that may as well belong to the number of a frame: then every file has another number.
-CHANNEL_LETTER = re.compile(r"(?i)(?:^|[_\-. ])c[_\-]?(\d+)(?=$|[_\-. ])")
-PLANE_LETTER = re.compile(r"(?i)(?:^|[_\-. ])(?:z|slice)[_\-]?(\d+)(?=$|[_\-. ])")
+CHANNEL_LETTER = re.compile(r"(?i)(?:^|[_\-. ]|(?<=\d))c[_\-]?(\d+)(?=$|[_\-. ]|[tz]\d)")
+PLANE_LETTER = re.compile(r"(?i)(?:^|[_\-. ]|(?<=\d))(?:z|slice)[_\-]?(\d+)(?=$|[_\-. ]|[tc]\d)")
 THORIMAGE_PLANE = re.compile(r"^Chan[A-D]_\d+_\d+_(\d+)_\d+$")  # then the number of the frame
 # Of stacks: `mouse1`, `mouse2` are two movies, `mouse_1`, `mouse_2`, `mouse01` and `part1` parts of one.
 ANIMAL = re.compile(r"[^\W\d_](\d|[1-9]\d+)$")
 PART = re.compile(r"(?i)(part|file|block|chunk|frames?|images?|img)\d+$")
-PRAIRIE = re.compile(r"_Cycle(\d+)_Ch\d+_(\d+)$")  # Bruker: in a Z series the cycle counts the volumes
+PRAIRIE = re.compile(
+    r"_Cycle(\d+)_(?:CurrentSettings_)?Ch\d+_(\d+)$"
+)  # Bruker: in a Z series the cycle counts the volumes
 PRAIRIE_Z = b'type="TSeries ZSeries Element"'
 
 
@@ -71,6 +76,8 @@ def frame_files(files: list[Path], channel: int | None, plane: int | None) -> Fr
         notes.append(f"no frames, and left out: {listed(file.name for file in derived)}")
     for kind, by_name in (("channel", channels_by_name), ("plane", planes_by_name)):
         found = by_name(files)
+        if kind == "channel" and not found and {str(channel)} == only_channel(files):
+            left[kind] = None  # it is the only one that was saved
         if found:
             names = sorted(set(found.values()), key=natural_key)
             numbers = [int(name) for name in names] if all(map(str.isdecimal, names)) else None
@@ -92,12 +99,19 @@ def stem(file: Path) -> str:
 
 def channels_by_name(files: Sequence[Path]) -> dict[Path, str]:
     """The channel of each file; empty where there are not several."""
-    return tell_apart(files, (CHANNEL, COLOUR, CHANNEL_LETTER))
+    return tell_apart(files, (MANAGER_CHANNEL, CHANNEL, COLOUR, METAMORPH_CHANNEL, CHANNEL_LETTER))
+
+
+def only_channel(files: Sequence[Path]) -> set[str]:
+    """The numbers of the channels in the files' names, without leading zeros."""
+    found = (CHANNEL.search(stem(file)) for file in files)
+    return {match[1].lstrip("0") if match else "" for match in found}
 
 
 def planes_by_name(files: Sequence[Path]) -> dict[Path, str]:
     """The plane of each file; empty where there are not several. Another place of the sample is one, too."""
-    planes = tell_apart(files, (THORIMAGE_PLANE, PLANE, PLANE_LETTER)) or prairie_planes(files)
+    words = (THORIMAGE_PLANE, MANAGER_PLANE, PLANE, PLANE_LETTER)
+    planes = tell_apart(files, words) or prairie_planes(files)
     places = tell_apart(files, (POSITION,))
     if not places:
         return planes
@@ -112,8 +126,8 @@ def tell_apart(files: Sequence[Path], words: Sequence[re.Pattern[str]]) -> dict[
     for word in words:
         found = {file: match[1] for file in files if (match := word.search(stem(file)))}
         sorts = set(found.values())
-        certain = word not in (CHANNEL_LETTER, PLANE_LETTER)
-        if 1 < len(sorts) <= MOST_NUMBERS and (certain or len(sorts) < len(found)):
+        certain = len(sorts) <= MOST_NUMBERS and word not in (CHANNEL_LETTER, PLANE_LETTER)
+        if len(sorts) > 1 and (certain or 2 * len(sorts) <= len(found)):
             return found
     return {}
 
@@ -122,13 +136,13 @@ def prairie_planes(files: Sequence[Path]) -> dict[Path, str]:
     """The plane of each file that Bruker's Prairie View wrote in a Z series over time; otherwise empty."""
     found = {file: match for file in files if (match := PRAIRIE.search(stem(file)))}
     cycles, numbers = ({match[group] for match in found.values()} for group in (1, 2))
-    if len(cycles) < 2 or not 1 < len(numbers) <= MOST_NUMBERS:
+    if len(cycles) < 2 or len(numbers) < 2:
         return {}
     try:
         headers = [path.read_bytes() for path in files[0].parent.glob("*.xml")]
     except OSError:
         headers = []
-    if headers and not any(PRAIRIE_Z in header for header in headers):
+    if not any(PRAIRIE_Z in header for header in headers) and (headers or len(numbers) > MOST_NUMBERS):
         return {}  # a movie that was taken in several runs
     return {file: match[2] for file, match in found.items()}
 

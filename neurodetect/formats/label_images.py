@@ -92,7 +92,7 @@ def read_tiff(path: Path) -> np.ndarray:
     """The only page of a TIFF file: (H, W), the numbers as they are stored, whatever colour they mean."""
     from neurodetect.formats.tiff import end_of, find_pages, open_tiff
 
-    _, count = find_pages(path, {}, alone=True)
+    _, count, _ = find_pages(path, {}, alone=True)
     if count > 1:
         raise UserError(f"{path}: has {count} frames; a label image is one: number all neurons in it")
     with open_tiff(path) as tiff:

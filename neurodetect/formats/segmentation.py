@@ -66,7 +66,7 @@ def read_plane_segmentation(
             return None
         cells = own_dataset(table, "iscell")
         if cells is not None and cells.shape and cells.shape[0] == len(regions):
-            is_cell = cells[()].reshape(len(regions), -1)[:, 0] > 0
+            is_cell = cells[()].reshape(max(1, len(regions)), -1)[: len(regions), 0] > 0
             if not is_cell.all():
                 warnings.warn(
                     f"{source}: {is_cell.sum()} of {len(regions)} are cells, as iscell says; the others are "

@@ -121,7 +121,8 @@ class TiffFrames:
         self._ome: dict[str, list[OmePlane]] | None = None
         self.notes: list[str] = []
         with open_tiff(files[0]) as tiff:
-            self._axes = read_axes(tiff, files[0], channel is not None or plane is not None)
+            self._named = channel is not None or plane is not None
+            self._axes = read_axes(tiff, files[0], self._named)
             if tiff.pages[0].is_ome:
                 self._ome, self._axes, self.notes = ome_set(tiff, files)
             self._sample, notes = choose_sample(tiff.pages[0], channel, files[0])
@@ -192,7 +193,10 @@ class TiffFrames:
             before = 0
             for path in self._files:
                 alone = len(self._files) == 1
-                directories, count = find_pages(path, described, alone)
+                directories, count, description = find_pages(path, described, alone)
+                frame = re.search(rb"frameNumbers? *= *(\d+)", description)
+                if frame and self._goes_on:  # ScanImage: another acquisition begins anew, and a file may lack
+                    before = (int(frame[1]) - 1) * len(self._axes.channels)
                 layouts.append(Layout(directories, self._chosen(path, count, before)))
                 before += count if self._goes_on else 0
             if not sum(layout.length for layout in layouts):
@@ -202,15 +206,27 @@ class TiffFrames:
 
     def _chosen(self, path: Path, count: int, before: int) -> Sequence[int] | np.ndarray:
         """Which pages of a file are frames of the channel and plane that are read."""
-        if self._ome is None:
-            return chosen_pages(self._axes, self._choice, count, before)
-        listed = self._ome.get(path.name, []) + self._ome.get("", [])
+        ome, axes = self._ome, self._axes
+        if path != self._files[0] and count > 1 and not self._goes_on and not (ome and path.name in ome):
+            with open_tiff(path) as tiff:  # it may have more frames than the first file, or less
+                axes = read_axes(tiff, path, self._named)
+                if tiff.pages[0].is_ome:
+                    ome, axes, _ = ome_set(tiff, [path])
+            if [len(axes.channels), len(axes.planes)] != [len(self._axes.channels), len(self._axes.planes)]:
+                raise UserError(
+                    f"{path}: has {len(axes.channels)} channels and {len(axes.planes)} planes, but the "
+                    f"recording began with {len(self._axes.channels)} and {len(self._axes.planes)}; "
+                    "put what belongs together into a folder of its own"
+                )
+        if ome is None:
+            return chosen_pages(axes, self._choice, count, before)
+        listed = ome.get(path.name, []) + ome.get("", [])
         if not listed and count > 1:
             raise UserError(
                 f"{path}: is not among the files that {self._files[0].name} lists as its recording; "
                 "put it into a folder of its own"
             )
-        if len(self._axes.channels) == len(self._axes.planes) == 1 or not listed:
+        if len(axes.channels) == len(axes.planes) == 1 or not listed:
             return range(count)
         if len(listed) < count:
             raise UserError(
@@ -334,8 +350,10 @@ class Described(NamedTuple):
     page: int
 
 
-def find_pages(path: Path, described: dict[bytes, Described], alone: bool) -> tuple[list[int], int]:
+def find_pages(path: Path, described: dict[bytes, Described], alone: bool) -> tuple[list[int], int, bytes]:
     """Find the pages of a TIFF file without reading them: positions of its directories, and their number.
+
+    And what the first one says of itself in words.
 
     Only the chain of directories is followed, which takes microseconds a frame where parsing the
     directories takes tens of them. tifffile's `pages` would follow it too, but to end earlier than the
@@ -365,11 +383,11 @@ def find_pages(path: Path, described: dict[bytes, Described], alone: bool) -> tu
         raise UserError(f"{path}: cannot be read ({reason(error)}); check the file") from error
     if len(directories) > 1 or not whole:
         directories = whole_directories(path, directories, whole, size)
-        return directories, len(directories)
+        return directories, len(directories), description
     # One directory may describe the first of many frames that follow each other: ImageJ does this above
     # 4 GB, tifffile on request. Both say so in the description.
     if not (b"ImageJ=" in description or b"shape" in description):
-        return directories, 1
+        return directories, 1, description
     if description not in described:
         with open_tiff(path) as tiff:
             described[description] = described_pages(tiff)
@@ -379,11 +397,11 @@ def find_pages(path: Path, described: dict[bytes, Described], alone: bool) -> tu
         # Copied from the movie to a single frame of it.
         if alone:
             warnings.warn(f"{path}: says that it has {count} frames, but holds one", stacklevel=4)
-        return directories, 1
+        return directories, 1, description
     if there == count - 1 > 0:
         warn_of_cut(path, there)
         count = there
-    return directories, count
+    return directories, count, description
 
 
 def whole_directories(path: Path, directories: list[int], chain_ends: bool, size: int) -> list[int]:
