@@ -244,7 +244,7 @@ def labelled_neurons(
     if found is not None:
         return read_labels(found, frames.shape, name_of(path)), notes
     if isinstance(frames, Hdf5Frames):
-        return read_plane_segmentation(path, frames.shape, frames.turned), notes
+        return read_plane_segmentation(path, frames.shape, frames.turned, frames.name), notes
     return None, notes
 
 

@@ -663,3 +663,23 @@ def test_frames_of_a_usual_form_are_read_and_narrow_ones_are_not(tmp_path, shape
     recording = open_recording(tmp_path / "m.h5")
     assert np.array_equal(list(recording), movie)
     assert any("--axes YXT" in note for note in recording.notes) == (read == "doubtful")
+
+
+def test_neurons_of_another_imaging_plane_are_not_this_movies(tmp_path):
+    movie = np.random.default_rng(0).integers(1, 99, (20, 9, 6)).astype(np.uint16)
+    masks = np.zeros((2, 9, 6), np.uint8)
+    masks[0, 1:3, 1:3] = masks[1, 5:8, 2:5] = 1
+    with h5py.File(tmp_path / "m.nwb", "w") as file:
+        file.attrs["nwb_version"] = "2.6.0"
+        for number in range(2):
+            file.create_group(f"general/optophysiology/P{number}").attrs["neurodata_type"] = "ImagingPlane"
+            series = file.create_group(f"acquisition/plane{number}")
+            series.attrs["neurodata_type"] = "TwoPhotonSeries"
+            series["data"] = movie
+            series["imaging_plane"] = h5py.SoftLink(f"/general/optophysiology/P{number}")
+        table = file.create_group("processing/ophys/ImageSegmentation/PlaneSegmentation")
+        table.attrs["neurodata_type"] = "PlaneSegmentation"
+        table["image_mask"] = masks
+        table["imaging_plane"] = h5py.SoftLink("/general/optophysiology/P0")
+    assert [len(region) for region in open_recording(tmp_path / "m.nwb", dataset="plane0").regions] == [4, 9]
+    assert open_recording(tmp_path / "m.nwb", dataset="plane1").regions is None

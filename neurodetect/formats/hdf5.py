@@ -73,6 +73,8 @@ class Hdf5Frames:
 
     Attributes
     ----------
+    name : str
+        Of the dataset.
     shape, dtype
         As of `TiffFrames`.
     rate_hz : float or None
@@ -104,8 +106,8 @@ class Hdf5Frames:
         self._path = path
         self._block: tuple[int, np.ndarray] | None = None  # the last that `frame` read
         with open_hdf5(path) as file:
-            self._name, self.notes = find_movie(file, path, dataset)
-            movie = file[self._name]
+            self.name, self.notes = find_movie(file, path, dataset)
+            movie = file[self.name]
             require_values(movie, path)
             letters, assumed = find_axes(movie, path, axes, channel is not None, plane is not None)
             as_said = axes is not None and letters.index("Y") < letters.index("X")
@@ -126,7 +128,7 @@ class Hdf5Frames:
             self.shape: tuple[int, int] = sizes["Y"], sizes["X"]
             if math.prod(self.shape) > LARGEST_FRAME:
                 raise UserError(
-                    f"{path}: {one_line(self._name)} claims {math.prod(self.shape)} pixels a frame; "
+                    f"{path}: {one_line(self.name)} claims {math.prod(self.shape)} pixels a frame; "
                     "the file is damaged"
                 )
             self.dtype: np.dtype = movie.dtype.newbyteorder("=")
@@ -214,7 +216,7 @@ class Hdf5Frames:
         """A block of frames, or of a part of each: (n, h, w)."""
         where = {"T": slice(start, stop), "Y": rows, "X": columns, **self._chosen}
         with open_hdf5(self._path) as file:
-            block = file[self._name][tuple(where[letter] for letter in self._axes)]
+            block = file[self.name][tuple(where[letter] for letter in self._axes)]
         order = [letter for letter in self._axes if letter in "TYX"]
         block = block.transpose([order.index(letter) for letter in "TYX"])
         return block.astype(self.dtype, copy=False)

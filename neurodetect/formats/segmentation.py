@@ -21,7 +21,7 @@ MASKS_BYTES = 2**25  #: of masks read at once
 
 
 def read_plane_segmentation(
-    path: Path, shape: tuple[int, int], transpose: bool = False
+    path: Path, shape: tuple[int, int], transpose: bool = False, movie: str | None = None
 ) -> list[np.ndarray] | None:
     """Neurons of an NWB file's PlaneSegmentation.
 
@@ -34,6 +34,8 @@ def read_plane_segmentation(
     transpose : bool
         Whether the movie was turned against NWB's schema, (time, x, y). Masks are as the movie where they
         fit both ways.
+    movie : str, optional
+        Name of the movie's dataset. What is marked in another imaging plane than its own does not count.
 
     Returns
     -------
@@ -47,6 +49,8 @@ def read_plane_segmentation(
     """
     with open_hdf5(path) as file:
         found = groups_of(file, "PlaneSegmentation")
+        own = imaging_plane(file[movie].parent) if movie else None
+        found = {n: table for n, table in found.items() if own in (None, imaging_plane(table) or own)}
         if not found:
             return None
         if len(found) > 1:
@@ -78,6 +82,14 @@ def read_plane_segmentation(
     if len(kept) < len(regions):
         warnings.warn(f"{source}: {len(regions) - len(kept)} neurons have no pixel, left out", stacklevel=2)
     return kept
+
+
+def imaging_plane(item: h5py.Group) -> str | None:
+    """The imaging plane that a series or a segmentation links to; None where it does not say."""
+    import h5py
+
+    link = item.get("imaging_plane", getlink=True)
+    return link.path.strip("/") if isinstance(link, h5py.SoftLink) else None
 
 
 def image_masks(
