@@ -22,10 +22,11 @@ import numpy as np
 
 from neurodetect.files import UserError, listed, positive_number, read_json, reason, visible_files
 from neurodetect.formats.folders import frame_files, require_one_movie
+from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
 from neurodetect.formats.labels import find_labels, read_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
-from neurodetect.formats.tiff import HEADERS, TIFF_SUFFIXES, TiffFrames
+from neurodetect.formats.tiff import HEADERS, TiffFrames
 
 # Formats of movies that are none of ours, by their suffixes.
 FOREIGN = {

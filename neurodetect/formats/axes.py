@@ -128,7 +128,7 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
     if tiff.is_scanimage or "scanimage.SI" in page.description:
         return scanimage_axes(tiff)
     if page.is_ome:
-        return ONE_BY_ONE  # see `ome_planes`
+        return ONE_BY_ONE  # see `tiff.ome_set`
     if tiff.is_imagej:
         if second_page(tiff) is None and tiff.filehandle.size < page.dataoffsets[0] + 2 * page.nbytes:
             return ONE_BY_ONE  # a single frame with the description of the movie

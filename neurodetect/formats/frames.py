@@ -12,6 +12,7 @@ import numpy as np
 
 from neurodetect.files import UserError
 
+TIFF_SUFFIXES = (".tif", ".tiff")
 LARGEST_FRAME = 2**28  #: pixels; no microscope makes more, but a damaged header may promise more
 # Micrometres in the units of length that files have, in lower case; ImageJ and tifffile escape the sign.
 MICRONS = {

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neurodetect.files import LARGEST_SUBMISSION, UserError, listed, read_array, read_json, visible_files
+from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.label_images import image_to_regions, read_label_image
 from neurodetect.formats.pickles import Stored, read_objects
 from neurodetect.formats.rois import read_rois
@@ -26,7 +27,6 @@ from neurodetect.regions import dataset_name, parse_region, parse_regions, parse
 
 LABEL_SUFFIXES = (".json", ".zip", ".roi", ".tif", ".tiff", ".png", ".npy")
 ROI_SUFFIXES = (".zip", ".roi")
-FRAME_SUFFIXES = (".tif", ".tiff")
 #: What files and folders of labels are usually called, behind the movie's name if that comes first.
 LABEL_WORD = r"(seg|(cp_)?masks?|rois?|roi_?set|regions|labels|sources|stat|suite2p)"
 LABEL_NAME = re.compile(rf"(.*[\W_])?{LABEL_WORD}", re.IGNORECASE)
@@ -228,13 +228,13 @@ def find_labels(recording: Path) -> tuple[Path | list[Path] | None, list[Path]]:
 def in_folder(recording: Path) -> tuple[list[Path], list[Path], Path | list[Path] | None]:
     """What lies in a recording's `regions/`, what elsewhere in it is called like labels, and its labels."""
     entries = visible_files(
-        recording, without=FRAME_SUFFIXES
+        recording, without=TIFF_SUFFIXES
     )  # which of those are frames is not for us to say
     places = [file for folder in entries if is_regions_folder(folder) for file in visible_files(folder)]
     images = recording / "images"
     elsewhere = [
         entry
-        for entry in [*entries, *(visible_files(images, without=FRAME_SUFFIXES) if images.is_dir() else [])]
+        for entry in [*entries, *(visible_files(images, without=TIFF_SUFFIXES) if images.is_dir() else [])]
         if (entry.suffix.lower() in ROI_SUFFIXES or LABEL_NAME.fullmatch(entry.stem))
         and not is_regions_folder(entry)
     ]

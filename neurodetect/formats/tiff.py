@@ -34,9 +34,8 @@ from neurodetect.formats.axes import (
     read_ome,
     read_scale,
 )
-from neurodetect.formats.frames import LARGEST_FRAME, choose, describe_frame, require_finite
+from neurodetect.formats.frames import LARGEST_FRAME, TIFF_SUFFIXES, choose, describe_frame, require_finite
 
-TIFF_SUFFIXES = (".tif", ".tiff")
 DECODERS = min(4, os.cpu_count() or 1)  #: threads that decompress; beyond four, parsing limits them
 DIRECTORY_BYTES = 512  #: read at once of a TIFF directory; most are smaller
 LARGEST_DIRECTORY = 4096  #: entries; there are not that many kinds
