@@ -95,7 +95,7 @@ def main() -> None:
         figures = {
             "training": draw_training(histories),
             "scores": draw_scores(list(rows.values()), list(rows)),
-            "thresholds": draw_curve(curve, args.threshold),
+            "thresholds": draw_curve(curve, finding.threshold),
         }
         for kind, figure in figures.items():
             save_figure(console.beside(args.output, f".{kind}.png"), figure)

@@ -182,15 +182,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="{standard,2016}",
         help="2016 is the method of the challenge's entry to the letter: windows flipped only, one learning "
         "rate to the end, and unless --regions says otherwise connected pixels as neurons; standard turns "
-        "windows in all eight ways, keeps touching neurons apart in the masks and lets the learning rate go "
-        "down to zero, which finds more neurons (default: standard, with --model that of the weights)",
+        "windows in all eight ways, keeps touching neurons apart in the masks, has higher learning rates "
+        "that go down to zero and normalizes contrast: it finds more neurons, sooner (default: standard, "
+        "with --model that of the weights)",
     )
     group.add_argument(
         "--background",
-        choices=("keep", "subtract"),
-        help="subtract takes the local brightness off each image before the network sees it: for images "
-        "with bright and dark areas, and for recordings from another microscope than the labelled ones "
-        "(default: keep; with --model always that of the weights)",
+        choices=("keep", "subtract", "normalize"),
+        help="subtract takes the local brightness off each image before the network sees it; normalize "
+        "makes local contrast alike too, so that one network learns from dim and bright recordings of "
+        "several microscopes (default: normalize; with --recipe 2016 keep; with --model that of the weights)",
     )
 
 
@@ -216,17 +217,17 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threshold",
         type=number_in(float, 0, 1),
-        default=0.5,
         metavar="P",
         help="pixels whose probability of being neuron is above this are neuron: higher finds fewer neurons "
-        "and with more confidence; the cross-validation draws what each threshold gives (default: 0.5)",
+        "and with more confidence; the cross-validation draws what each threshold gives (default: 0.45; with "
+        "--regions connected 0.5)",
     )
     group.add_argument(
         "--smallest-area",
         type=number_in(float, 1),
         metavar="PX",
-        help="regions of fewer pixels are dropped (default: two fifths of the labelled neurons' median area, "
-        "in µm² where the scale of all recordings is known)",
+        help="regions of fewer pixels are dropped (default: two fifths of the median area of the neurons "
+        "found in the recording, or of the labelled ones where few are found)",
     )
 
 
@@ -507,15 +508,21 @@ def read_settings(
     """
     from neurodetect.detection import DetectionSettings, TrainingSettings
     from neurodetect.device import choose_device, choose_precision
+    from neurodetect.regions import CELL_THRESHOLD, THRESHOLD
 
     device = choose_device(args.device)
     recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
     # Weights that do not say were trained before there was a choice.
-    background = args.background or "keep" if trained_on is None else trained_on.get("background", "keep")
+    background = (trained_on or {}).get("background", "keep")
+    if trained_on is None:
+        background = args.background or ("keep" if recipe == "2016" else "normalize")
+    regions = args.regions or ("connected" if recipe == "2016" else "watershed")
+    threshold = CELL_THRESHOLD if regions == "watershed" else THRESHOLD
     options = vars(args) | {
         "recipe": recipe,
         "background": background,
-        "regions": args.regions or ("connected" if recipe == "2016" else "watershed"),
+        "regions": regions,
+        "threshold": threshold if args.threshold is None else args.threshold,
         "device": device.type,
         "precision": choose_precision(args.precision, device),
     }

@@ -18,7 +18,7 @@ from neurodetect.regions import find_regions, mean_probability, regions_to_mask,
 from neurodetect.resume import Checkpoint
 from neurodetect.scoring import evaluate, match_centers
 from neurodetect.sliding_window import probability_map
-from neurodetect.training import DECAY, train
+from neurodetect.training import train
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TrainingSettings:
         How many batches of how many windows.
     recipe : {"standard", "2016"}
         "2016" draws windows with flips only and keeps the learning rate. "standard" draws them in eight
-        orientations, from masks in which touching neurons are apart, and lets the learning rate go down
-        to zero.
-    background : {"keep", "subtract"}
+        orientations, from masks in which touching neurons are apart, and has rates that rise and fall, see
+        `training.train`.
+    background : {"keep", "subtract", "normalize"}
         See `projection.network_input`.
     seed : int
         Of the initial weights and of the windows drawn.
@@ -63,8 +63,8 @@ class DetectionSettings:
     threshold : float
         Pixels of higher probability are neuron.
     smallest_area : float, optional
-        Regions of fewer pixels are dropped; None leaves it to the labelled neurons' typical area.
-    background : {"keep", "subtract"}
+        Regions of fewer pixels are dropped; None leaves it to the typical area, see `regions.find_regions`.
+    background : {"keep", "subtract", "normalize"}
         As the network was trained.
     device : {"cpu", "cuda"}
     precision : {"float32", "bfloat16"}
@@ -196,7 +196,7 @@ def train_network(
         settings.iterations,
         settings.batch_size,
         precision=settings.precision,
-        decay=DECAY if standard else 0.0,
+        recipe=settings.recipe,
         held_out=check,
         checkpoint=checkpoint,
         description=description,

@@ -11,6 +11,7 @@ from neurodetect.averaging import FrameSum, alike, nan_pixels, quotient, whole_b
 
 CLIP_DEVIATIONS = 3.0  #: standard deviations above the mean at which bright pixels are cut
 BACKGROUND = 25.0  #: pixels, standard deviation of the Gaussian whose mean is the local brightness
+FLAT_SHARE = 1e-3  #: of the mean local variance, what is added to it
 
 
 def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -137,8 +138,8 @@ def standardize(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
     return ((image - pixels.mean()) / deviation).astype(np.float32)
 
 
-def subtract_background(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """An image less its local brightness, for backgrounds that are bright here and dark there.
+def local_mean(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Mean of the surround of each pixel: float64 (H, W).
 
     Parameters
     ----------
@@ -149,21 +150,51 @@ def subtract_background(image: np.ndarray, valid: np.ndarray | None = None) -> n
     Returns
     -------
     float64 (H, W)
-        The difference from the mean of the surround, a Gaussian of BACKGROUND pixels of which only the
-        valid part within the image counts; 0 where the image is not valid.
+        The surround is a Gaussian of BACKGROUND pixels, of which only the valid part within the image counts;
+        the image itself where the image is not valid.
     """
     image = np.asarray(image, np.float64)
     counts = np.ones_like(image) if valid is None else valid.astype(np.float64)
     weight = ndimage.gaussian_filter(counts, BACKGROUND, mode="constant")
     surround = ndimage.gaussian_filter(image * counts, BACKGROUND, mode="constant")
     # Far from any valid pixel the weight is 0.
-    return image - np.divide(surround, weight, where=counts > 0, out=image.copy())
+    return np.divide(surround, weight, where=counts > 0, out=image.copy())
+
+
+def subtract_background(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """An image less its local brightness, for backgrounds that are bright here and dark there.
+
+    The difference from the `local_mean` of the valid pixels: float64 (H, W), 0 where the image is not valid.
+    """
+    return np.asarray(image, np.float64) - local_mean(image, valid)
+
+
+def normalize_locally(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """An image less its local brightness, in local standard deviations: contrast is alike everywhere.
+
+    Bright and dark areas, dim recordings and those with a few very bright cells come to look alike, and
+    faint rings count as much as bright cells do. See `subtract_background` for the parameters.
+
+    Returns
+    -------
+    float64 (H, W)
+        0 where the image is not valid. Where it is nearly flat, the noise is not blown up to full contrast.
+    """
+    difference = subtract_background(image, valid)
+    variance = local_mean(difference**2, valid)
+    floor = FLAT_SHARE * np.mean(variance if valid is None else variance[valid])
+    return difference / np.sqrt(variance + (floor or 1.0))
 
 
 def network_input(image: np.ndarray, background: str = "keep", valid: np.ndarray | None = None) -> np.ndarray:
     """What the network sees of an image: float32 (H, W), see `standardize`.
 
-    With `background="subtract"` the local brightness is taken off first, see `subtract_background`. Of an
-    image with `valid` (H, W) only these pixels count.
+    With `background="subtract"` the local brightness is taken off first, see `subtract_background`; with
+    "normalize" local contrast is made alike too, see `normalize_locally`. Of an image with `valid` (H, W)
+    only these pixels count.
     """
-    return standardize(subtract_background(image, valid) if background == "subtract" else image, valid)
+    scaled = standardize(image, valid)  # a constant image is refused, not its rounding errors blown up
+    if background == "keep":
+        return scaled
+    change = {"subtract": subtract_background, "normalize": normalize_locally}
+    return standardize(change[background](image, valid), valid)

@@ -18,7 +18,7 @@ from neurodetect.files import UserError, read_array, read_json, write_array, wri
 from neurodetect.weights import load_safely, save_whole
 
 RUN_FILE = "run.json"
-RUN_FORMAT = "neurodetect unfinished run 1"
+RUN_FORMAT = "neurodetect unfinished run 2"  #: since 2 the standard recipe trains at other rates
 CHECKPOINT_FILE = "training.pt"
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
@@ -123,8 +123,8 @@ class UnfinishedRun:
         there = read_json(self._file)
         if not isinstance(there, dict) or there.keys() != state.keys() or there["format"] != RUN_FORMAT:
             raise UserError(
-                f"{self._file}: is damaged or not of this program; remove {self.folder} to start anew, "
-                "or choose another --output"
+                f"{self._file}: is damaged, or not of this version of the program; remove {self.folder} to "
+                "start anew, or choose another --output"
             )
         return there
 

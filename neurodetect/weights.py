@@ -81,7 +81,7 @@ def are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
         return False
     return (
         settings.get("recipe", "standard") in ("standard", "2016", "now")
-        and settings.get("background", "keep") in ("keep", "subtract")
+        and settings.get("background", "keep") in ("keep", "subtract", "normalize")
         and isinstance(settings.get("neuron_area", {}), dict)
         and isinstance(settings.get("recordings", []), list)
     )

@@ -128,7 +128,7 @@ def test_cross_validation(lab, command):
     assert content["inputs"] == {name: value for name, value in digests.items() if not name.endswith(".png")}
     curve = content["thresholds"]
     assert [row["probability"] for row in curve] == pytest.approx(np.linspace(0.1, 0.9, 17))
-    (used,) = (row for row in curve if row["probability"] == 0.5)
+    (used,) = (row for row in curve if row["probability"] == 0.45)
     assert used["combined"] == pytest.approx(content["mean"]["combined"])
     for kind in ("training", "scores", "thresholds"):
         assert (lab / f"crossvalidation.{kind}.png").read_bytes().startswith(b"\x89PNG")
@@ -149,7 +149,7 @@ def test_prediction(lab, predicted):
         for region in regions:
             mask[region[:, 0], region[:, 1]] += 1
         assert mask.max(initial=0) <= 1
-        assert all(0.5 < region["probability"] <= 1 for region in entry["regions"])
+        assert all(0.45 < region["probability"] <= 1 for region in entry["regions"])
     for name in ("neurofinder.00.00.test", "stack"):
         assert (lab / f"submission_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "recall" not in predicted.stdout  # no labels, no score

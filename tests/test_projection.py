@@ -12,6 +12,7 @@ from neurodetect.projection import (
     fill_missing,
     mean_projection,
     network_input,
+    normalize_locally,
     standardize,
     subtract_background,
 )
@@ -133,7 +134,7 @@ def test_missing_pixels_get_the_median(part):
     assert not valid.any() and np.isfinite(nothing).all()
 
 
-@pytest.mark.parametrize("background", ["keep", "subtract"])
+@pytest.mark.parametrize("background", ["keep", "subtract", "normalize"])
 def test_missing_pixels_do_not_count_in_scaling(part, background):
     filled, valid = fill_missing(part[0])
     seen = network_input(filled, background, valid)
@@ -178,6 +179,37 @@ def test_uneven_light_matters_less_without_the_background():
         for f in (network_input, subtract_background)
     )
     assert kept < 0.3 and flat > 0.99
+
+
+def test_contrast_is_alike_everywhere_when_normalized():
+    rng = np.random.default_rng(1)
+    image = rng.random((200, 220))
+    uneven = 1000 + image * np.geomspace(1, 100, 220)
+    inner = (slice(50, -50),) * 2
+    even, seen = (normalize_locally(i)[inner] for i in (image, uneven))
+    assert np.corrcoef(even.ravel(), seen.ravel())[0, 1] > 0.98
+    assert np.corrcoef(even.ravel(), subtract_background(uneven)[inner].ravel())[0, 1] < 0.9
+    # By the definition, at one pixel.
+    rows, columns = np.indices(image.shape)
+    weights = np.exp(-((rows - 90) ** 2 + (columns - 70) ** 2) / (2 * BACKGROUND**2))
+    squares = np.average(subtract_background(image) ** 2, weights=weights)
+    expected = subtract_background(image)[90, 70] / np.sqrt(squares)
+    assert normalize_locally(image)[90, 70] == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0])
+def test_brightness_and_contrast_of_the_whole_do_not_matter_when_normalized(factor):
+    image = np.random.default_rng(2).random((40, 50))
+    np.testing.assert_allclose(normalize_locally(5 + factor * image), normalize_locally(image), atol=1e-6)
+
+
+def test_a_flat_half_is_not_blown_up_to_full_contrast():
+    image = np.random.default_rng(3).random((60, 400))
+    image[:, 200:] = 1e-6 * image[:, 200:]
+    seen = normalize_locally(image)
+    assert np.isfinite(seen).all() and seen[:, 350:].std() < 0.01 * seen[:, :50].std()
+    with pytest.raises(ValueError, match="constant"):
+        network_input(np.full((30, 30), 3.0), "normalize")
 
 
 def test_scale_standardizes_either_way():

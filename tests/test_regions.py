@@ -14,6 +14,7 @@ from neurodetect.files import UserError
 from neurodetect.regions import (
     add_rim,
     dataset_name,
+    find_cells,
     find_regions,
     labels_to_regions,
     mean_probability,
@@ -319,6 +320,34 @@ def test_the_typical_neuron_says_what_a_crumb_is():
     assert len(find_regions(mask, typical_area=100)) == 3
 
 
+def cells_and_crumbs(cells: int, crumbs: int) -> np.ndarray:
+    """Discs of 197 pixels, and squares of 49, in rows apart."""
+    probability = np.zeros((20 * (cells // 5 + crumbs // 5 + 1), 110))
+    for i in range(cells):
+        probability[disk((10 + 20 * (i // 5), 10 + 20 * (i % 5)), 8)] = 0.9
+    for i in range(crumbs):
+        r, c = 20 * (cells // 5 + i // 5) + 4, 4 + 20 * (i % 5)
+        probability[r : r + 7, c : c + 7] = 0.9
+    return probability
+
+
+def test_the_size_of_cells_is_learned_from_the_map():
+    """Half of the true size is given, as by recordings of another laboratory; crumbs go all the same."""
+    assert len(find_regions(cells_and_crumbs(25, 10), typical_area=100)) == 25
+    assert len(find_regions(cells_and_crumbs(25, 10), typical_area=100, smallest_area=10)) == 35
+    # Few neurons tell no size, and the crumbs are what was given.
+    assert [len(region) for region in find_regions(cells_and_crumbs(5, 5), typical_area=100)].count(49) == 5
+    assert len(find_regions(cells_and_crumbs(5, 5), typical_area=200)) == 5
+
+
+@pytest.mark.parametrize("typical_area", [60, 120, 200, 300, None])
+def test_any_size_to_begin_with_leads_to_the_same_cells(typical_area):
+    rough = cells_and_crumbs(30, 0) * (1 - 0.3 * np.random.default_rng(0).random((140, 110)))
+    expected = find_regions(rough, typical_area=197)
+    found = find_regions(rough, typical_area=typical_area)
+    assert len(expected) == 30 and list(map(len, found)) == list(map(len, expected))
+
+
 def test_a_higher_threshold_finds_smaller_and_fewer():
     probability = np.zeros((40, 40), np.float32)
     probability[5:15, 5:15], probability[7:13, 7:13], probability[25:33, 25:33] = 0.6, 0.9, 0.75
@@ -381,12 +410,13 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
         assert not (painted > (probability > 0.5) | (beside & (probability > 0.4))).any()
         # The median is that of all cells, those that are dropped included.
+        regions = find_cells(probability, 1, 0.5, typical_area)
         labels = add_rim(split_touching(probability, 0.5, typical_area or 150), probability, 0.4)
         cells = {tuple(region[0]): region for region in labels_to_regions(labels)}
         means = {first: probability[tuple(cell.T)].mean(dtype=float) for first, cell in cells.items()}
         lowest = 0.7 * np.median(list(means.values()) or [0])
         kept = sorted(first for first, mean in means.items() if mean >= lowest)
-        assert [tuple(region[0]) for region in regions] == kept
+        assert sorted(tuple(region[0]) for region in regions) == kept
         assert all(np.array_equal(region, cells[tuple(region[0])]) for region in regions)
         mask = probability > 0.5
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()

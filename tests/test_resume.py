@@ -81,7 +81,7 @@ def test_what_others_put_there_is_neither_removed_nor_replaced(folder, name):
 def test_a_file_of_another_program_is_not_replaced(folder, content):
     folder.mkdir()
     (folder / "run.json").write_text(content)
-    with pytest.raises(UserError, match=r"run\.json: is damaged or not of this program"):
+    with pytest.raises(UserError, match=r"run\.json: is damaged, or not of this version of the program"):
         begin(folder, seed=1)
     assert (folder / "run.json").read_text() == content
 

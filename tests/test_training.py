@@ -23,9 +23,11 @@ from neurodetect.synthetic import simulate_frames, simulate_regions
 from neurodetect.training import (
     BETAS,
     LEARNING_RATE,
+    LEARNING_RATES,
     Step,
-    learning_rate,
+    center_gradient,
     make_optimizer,
+    rate_share,
     train,
     train_step,
     window_error,
@@ -123,23 +125,54 @@ def test_bfloat16_learns_the_same(network, recordings):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
-def test_the_learning_rate_goes_to_zero_at_the_end():
-    assert [learning_rate(done, 10, 0.0) for done in range(10)] == [2e-4] * 10
-    rates = np.array([learning_rate(done, 10, 0.4) for done in range(10)])
-    assert rates == pytest.approx(2e-4 * np.array([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]))
+@given(st.integers(1, 500))
+def test_learning_rates_rise_and_go_to_zero(iterations):
+    shares = np.array([rate_share(done, iterations) for done in range(iterations)])
+    top = shares.argmax()
+    assert 0 < shares.min() and shares.max() == 1 and top <= 0.1 * iterations
+    assert (np.diff(shares[: top + 1]) > 0).all() and (np.diff(shares[top + 1 :]) < 0).all()
+    if iterations >= 100:
+        assert shares[0] < 0.11 and shares[-1] < 0.001
+        assert shares[round(0.55 * iterations)] == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_last_steps_are_small(network, recordings, monkeypatch):
+def test_the_rates_of_both_recipes(recordings, monkeypatch):
     monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
     rates = []
     monkeypatch.setattr(
         "neurodetect.training.train_step",
-        lambda net, optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]) or torch.zeros(()),
+        lambda net, optimizer, *_: rates.append([g["lr"] for g in optimizer.param_groups]) or torch.zeros(()),
     )
-    for recipe, last in (("2016", 2e-4), ("standard", 2e-4 / 3)):
-        rates.clear()
-        train_network(recordings[:1], how(iterations=10, batch_size=4, recipe=recipe))
-        assert rates[:7] == [2e-4] * 7 and rates[-1] == pytest.approx(last)
+    train_network(recordings[:1], how(iterations=10, batch_size=4, recipe="2016"))
+    assert np.unique(rates).tolist() == [LEARNING_RATE]
+    rates.clear()
+    train_network(recordings[:1], how(iterations=10, batch_size=4))
+    names = [name.split(".")[0].rstrip("123456") for name, _ in NeuronNet().named_parameters()]
+    assert rates[1] == [LEARNING_RATES[name] for name in names]
+    assert rates[-1] == pytest.approx([0.03 * rate for rate in rates[1]], rel=0.01)
+
+
+def test_the_dense_layers_gradient_has_no_mean_over_a_map(recordings, monkeypatch):
+    """Against the gradient of a network whose feature maps have their mean over positions taken off."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    windows, targets = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask]).sample(10)
+
+    def gradient(features):
+        net.zero_grad()
+        # The values stay as they are; the gradient goes by what the layer is given.
+        z = net.dense(features.flatten(1))
+        z = z + (net.dense(whole.flatten(1)) - z).detach()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(net.output(torch.tanh(z)), targets)
+        loss.backward()
+        return net.dense.weight.grad.clone()
+
+    net = NeuronNet(torch.Generator().manual_seed(0))
+    whole = net.features(windows).detach()
+    expected = gradient(whole - whole.mean(dim=(2, 3), keepdim=True))
+    plain = gradient(whole)
+    center_gradient(net)
+    torch.testing.assert_close(net.dense.weight.grad, expected, atol=1e-7, rtol=1e-4)
+    assert (plain - expected).norm() > 0.2 * plain.norm()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

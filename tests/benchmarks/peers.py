@@ -1,0 +1,325 @@
+"""This program beside its peers: the same recordings, folds, cores and scorer.
+
+python tests/benchmarks/peers.py train --programs neurodetect,unet,stardist,cellpose
+
+TRAIN_FOLDER is what preprocessing.py wrote. Every program is trained from scratch on the same recordings of
+each fold, in a process of its own, and finds the neurons of the others; neurodetect.scoring judges them all.
+StarDist and Cellpose are installed from PyPI, each into an environment of its own in --environments, the
+first time they are asked for; no trained weights are downloaded. The U-Net is a plain one (32 to 256 maps,
+flips and rotations, mean over eight orientations) and has this program's step from map to neurons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PACKAGES = {
+    "stardist": ["tensorflow-cpu", "stardist"],
+    "cellpose": ["cellpose>=3,<4"],  # later ones cannot be trained from scratch
+}
+PROGRAMS = ("neurodetect", "unet", *PACKAGES)
+SIDE = 256  #: pixels of the peers' training windows; the U-Net's are half as large
+
+
+# What each program does: images and label images in, label images out. Run in its own environment.
+
+
+def neurodetect(images, labels, tests, args):
+    """This program, by its own functions, with the defaults of its commands."""
+    from neurodetect import console  # noqa: F401  sets up PyTorch's memory as for the commands
+    from neurodetect.detection import DetectionSettings, TrainingSettings, detect, neuron_area, train_network
+    from neurodetect.device import choose_device, choose_precision
+    from neurodetect.prepared import Prepared
+    from neurodetect.regions import labels_to_regions, regions_to_labels, regions_to_mask
+
+    def prepared(name, image, label=None):
+        regions = None if label is None else labels_to_regions(label)
+        mask = None if label is None else regions_to_mask(regions, image.shape)
+        return Prepared(name, image, mask, regions, None)
+
+    device = choose_device("cpu")
+    precision = choose_precision("auto", device)
+    train = [prepared(str(i), *pair) for i, pair in enumerate(zip(images, labels, strict=True))]
+    network, _ = train_network(
+        train, TrainingSettings(args.iterations, 100, "standard", "keep", args.seed, "cpu", precision)
+    )
+    yield
+    settings = DetectionSettings(args.stride, "watershed", 0.5, None, "keep", "cpu", precision)
+    typical = neuron_area(train)
+    for image in tests:
+        found = detect(network, prepared("test", image), settings, typical)
+        yield regions_to_labels(found.regions, image.shape)
+
+
+def unet(images, labels, tests, args):
+    """A plain U-Net on the same standardized images and separated masks."""
+    import torch
+    from torch import nn
+
+    from neurodetect.projection import standardize
+    from neurodetect.regions import (
+        find_regions,
+        labels_to_regions,
+        regions_to_labels,
+        regions_to_separate_mask,
+    )
+
+    class Block(nn.Sequential):
+        def __init__(self, before, after):
+            layers = []
+            for maps in (before, after):
+                layers += [nn.Conv2d(maps, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+            super().__init__(*layers)
+
+    class UNet(nn.Module):
+        def __init__(self, maps=(32, 64, 128, 256)):
+            super().__init__()
+            self.down = nn.ModuleList(Block(a, b) for a, b in zip((1, *maps), maps, strict=False))
+            pairs = list(zip(maps[:0:-1], maps[-2::-1], strict=True))
+            self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+            self.join = nn.ModuleList(Block(a, b) for a, b in pairs)
+            self.last = nn.Conv2d(maps[0], 1, 1)
+
+        def forward(self, x):
+            skipped = []
+            for i, block in enumerate(self.down):
+                x = block(x if i == 0 else nn.functional.max_pool2d(x, 2))
+                skipped.append(x)
+            for up, join, skip in zip(self.up, self.join, skipped[-2::-1], strict=True):
+                x = join(torch.cat([up(x), skip], 1))
+            return self.last(x)[:, 0]
+
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    side, batch = SIDE // 2, 16
+    inputs = [standardize(image) for image in images]
+    masks = [
+        regions_to_separate_mask(labels_to_regions(label), label.shape).astype(np.float32) for label in labels
+    ]
+    network = UNet().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, args.unet_iterations)
+    for _ in range(args.unet_iterations):
+        windows = []
+        for _ in range(batch):
+            i = rng.integers(len(inputs))
+            r, c = (rng.integers(n - side + 1) for n in inputs[i].shape)
+            pair = np.stack([a[r : r + side, c : c + side] for a in (inputs[i], masks[i])])
+            pair = np.rot90(pair, rng.integers(4), axes=(1, 2))
+            windows.append(pair[:, ::-1] if rng.random() < 0.5 else pair)
+        x, y = torch.from_numpy(np.stack(windows).copy()).unbind(1)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(x[:, None].contiguous(memory_format=torch.channels_last))
+        nn.functional.binary_cross_entropy_with_logits(logits.float(), y).backward()
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    yield
+    typical = float(np.median(np.concatenate([np.bincount(label[label > 0])[1:] for label in labels])))
+    for image in tests:
+        height, width = image.shape
+        padded = np.pad(standardize(image), [(0, -height % 8), (0, -width % 8)], mode="reflect")
+        probability = np.zeros_like(padded)
+        for turn in range(4):
+            for flip in (1, -1):
+                turned = np.rot90(padded, turn)[:, ::flip]
+                with torch.inference_mode():
+                    p = torch.sigmoid(network(torch.from_numpy(turned.copy())[None, None]))[0].numpy()
+                probability += np.rot90(p[:, ::flip], -turn) / 8
+        regions = find_regions(probability[:height, :width], typical_area=typical)
+        yield regions_to_labels(regions, image.shape)
+
+
+def stardist(images, labels, tests, args):
+    """StarDist (Schmidt et al. 2018), its defaults but for the size of window and number of epochs."""
+    from csbdeep.utils import normalize
+    from stardist.models import Config2D, StarDist2D
+
+    np.random.seed(args.seed)
+    images = [normalize(image, 1, 99.8) for image in images]
+    rng = np.random.default_rng(args.seed)
+    order = rng.permutation(len(images))
+    checks = order[: max(1, len(images) // 8)]  # it wants some to watch, and to set its thresholds by
+    rest = [i for i in order if i not in checks]
+
+    def turned(x, y):
+        turn, flip = rng.integers(4), rng.choice([1, -1])
+        return np.rot90(x, turn)[::flip], np.rot90(y, turn)[::flip]
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config2D(
+            n_channel_in=1, train_patch_size=(SIDE, SIDE), train_steps_per_epoch=50, train_tensorboard=False
+        )
+        model = StarDist2D(config, name="stardist", basedir=folder)
+        validation = [images[i] for i in checks], [labels[i] for i in checks]
+        model.train(
+            [images[i] for i in rest],
+            [labels[i] for i in rest],
+            validation_data=validation,
+            augmenter=turned,
+            epochs=args.stardist_epochs,
+        )
+        model.optimize_thresholds(*validation)
+        yield
+        for image in tests:
+            yield model.predict_instances(normalize(image, 1, 99.8))[0]
+
+
+def cellpose(images, labels, tests, args):
+    """Cellpose 3 (Stringer et al. 2021) from random weights, its defaults but for the number of epochs."""
+    from cellpose import models, train
+
+    np.random.seed(args.seed)
+    model = models.CellposeModel(gpu=False, pretrained_model=None)
+    with tempfile.TemporaryDirectory() as folder:
+        train.train_seg(
+            model.net,
+            train_data=list(images),
+            train_labels=list(labels),
+            channels=[0, 0],
+            n_epochs=args.cellpose_epochs,
+            learning_rate=0.1,
+            SGD=True,
+            weight_decay=1e-4,
+            save_path=folder,
+            min_train_masks=1,
+        )
+    yield
+    for image in tests:
+        yield model.eval(image, channels=[0, 0], diameter=float(model.net.diam_labels.item()))[0]
+
+
+# The comparison
+
+
+def worker(program: str, task: Path, result: Path, args: argparse.Namespace) -> None:
+    """Train and find in this process; label images and seconds go to a file."""
+    with np.load(task) as arrays:
+        parts = {
+            kind: [arrays[f"{kind}{i}"] for i in range(int(arrays[f"{kind}_count"]))]
+            for kind in ("images", "labels", "tests")
+        }
+    started = time.perf_counter()
+    found = globals()[program](parts["images"], parts["labels"], parts["tests"], args)
+    next(found)
+    trained = time.perf_counter()
+    masks = {f"found{i}": np.asarray(labels, np.int32) for i, labels in enumerate(found)}
+    done = time.perf_counter()
+    np.savez_compressed(result, train=trained - started, predict=done - trained, **masks)
+
+
+def environment(program: str, folder: Path) -> str:
+    """The interpreter that has the program; installs it the first time."""
+    if program not in PACKAGES:
+        return sys.executable
+    python = folder / program / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / program], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[program]], check=True)
+    return str(python)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("train_folder", type=Path)
+    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--first-fold", action="store_true", help="only the first of them")
+    parser.add_argument("--groups", choices=["prefix"], help="as of conv2d_crossvalidation.py")
+    parser.add_argument("--iterations", type=int, default=800, help="of neurodetect")
+    parser.add_argument("--stride", type=int, default=8, help="of neurodetect")
+    parser.add_argument("--unet-iterations", type=int, default=1100)
+    parser.add_argument("--stardist-epochs", type=int, default=40, help="of 50 steps of 4 windows")
+    parser.add_argument("--cellpose-epochs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--environments", type=Path, default=Path("peers"))
+    parser.add_argument("--output", type=Path, help="a JSON file of all figures")
+    parser.add_argument("--worker", nargs=3, metavar=("PROGRAM", "TASK", "RESULT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        program, task, result = args.worker
+        worker(program, Path(task), Path(result), args)
+        return
+
+    from neurodetect.detection import split_folds
+    from neurodetect.prepared import read_groups, read_labelled
+    from neurodetect.regions import labels_to_regions, regions_to_labels, regions_to_mask
+    from neurodetect.scoring import evaluate
+
+    recordings = read_labelled(args.train_folder)
+    names = [recording.name for recording in recordings]
+    groups = [read_groups(args.groups, names)[name] for name in names] if args.groups else None
+    folds = split_folds(len(recordings), args.folds, args.seed, groups)[: 1 if args.first_fold else None]
+    print("program      train s  find s/image  combined  F1 IoU.5  recordings")
+    results = {}
+    for program in args.programs.split(","):
+        python = environment(program, args.environments)
+        rows, seconds = {}, []
+        for held_out in folds:
+            tests = [recordings[i] for i in held_out]
+            others = [r for i, r in enumerate(recordings) if i not in held_out]
+            arrays = {
+                "images": [r.image for r in others],
+                "labels": [regions_to_labels(r.regions, r.image.shape) for r in others],
+                "tests": [r.image for r in tests],
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                task, result = Path(folder, "task.npz"), Path(folder, "result.npz")
+                np.savez(
+                    task,
+                    **{f"{kind}_count": len(each) for kind, each in arrays.items()},
+                    **{f"{kind}{i}": array for kind, each in arrays.items() for i, array in enumerate(each)},
+                )
+                options = [
+                    f"--{name.replace('_', '-')}={getattr(args, name)}"
+                    for name in (
+                        "iterations",
+                        "stride",
+                        "unet_iterations",
+                        "stardist_epochs",
+                        "cellpose_epochs",
+                        "seed",
+                    )
+                ]
+                command = [python, __file__, "-", *options, "--worker", program, str(task), str(result)]
+                root = str(Path(__file__).resolve().parents[2])
+                log = Path(folder, "log.txt")
+                with log.open("w") as output:
+                    done = subprocess.run(
+                        command,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | {"PYTHONPATH": root},
+                    )
+                if done.returncode:
+                    sys.exit(f"{program} failed:\n{log.read_text()[-2000:]}")
+                with np.load(result) as found:
+                    seconds.append((float(found["train"]), float(found["predict"]) / len(tests)))
+                    for i, r in enumerate(tests):
+                        regions = labels_to_regions(found[f"found{i}"])
+                        mask = regions_to_mask(regions, r.image.shape).astype(np.float32)
+                        rows[r.name] = evaluate(mask, regions, r.mask, r.regions, r.pixels_per_micron)
+        mean = [statistics.mean(row[key] for row in rows.values()) for key in ("combined", "f1_iou50")]
+        train, find = (statistics.mean(times) for times in zip(*seconds, strict=True))
+        print(
+            f"{program:<12} {train:7.0f}  {find:12.1f}  {mean[0]:8.3f}  {mean[1]:8.3f}  {len(rows)}",
+            flush=True,
+        )
+        results[program] = {"train": train, "find": find, "recordings": rows}
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
