@@ -30,8 +30,6 @@ CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
 LOSS_MEMORY = 0.98  #: the running loss forgets half of its past in 34 iterations
 
-ADAM_STATE = {"exp_avg", "exp_avg_sq", "step"}
-
 Result = TypeVar("Result")
 
 
@@ -177,6 +175,21 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
     )
 
 
+def allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Give Adam the memory that it would take in its first step, layer by layer.
+
+    Short of memory in the middle of that step, it would have changed some layers' weights and not others'.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
 def finite_loss(running: Tensor, done: int) -> float:
     """The running mean of the loss after `done` iterations; a UserError where it is not finite."""
     loss = running.item()
@@ -288,12 +301,9 @@ class Step:
                     )
                 self.parts *= 2
                 self._graph, self._steps = None, 0
-                # Adam takes its memory in the first step; what it got only a part of it would use as it is.
-                for parameter, state in list(self.optimizer.state.items()):
-                    if not state.keys() >= ADAM_STATE:
-                        del self.optimizer.state[parameter]
 
     def _step(self, windows: Tensor, targets: Tensor) -> Tensor:
+        allocate(self.optimizer)
         if windows.device.type != "cuda":
             return self._plain(windows, targets)
         if self._graph is None and self._steps < self.WARM_UP:
