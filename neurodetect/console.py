@@ -167,7 +167,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=number_in(int, 1),
         default=10_000,
         metavar="N",
-        help="training steps; more is better and slower, 3000 are enough for a first look (default: 10000)",
+        help="training steps; more is better and slower, 800 are enough for a first look (default: 10000)",
     )
     group.add_argument(
         "--batch-size",

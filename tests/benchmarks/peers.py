@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 PACKAGES = {
     "stardist": ["tensorflow-cpu", "stardist"],
@@ -40,7 +41,7 @@ def neurodetect(images, labels, tests, args):
     from neurodetect.detection import DetectionSettings, TrainingSettings, detect, neuron_area, train_network
     from neurodetect.device import choose_device, choose_precision
     from neurodetect.prepared import Prepared
-    from neurodetect.regions import labels_to_regions, regions_to_labels, regions_to_mask
+    from neurodetect.regions import CELL_THRESHOLD, labels_to_regions, regions_to_labels, regions_to_mask
 
     def prepared(name, image, label=None):
         regions = None if label is None else labels_to_regions(label)
@@ -51,10 +52,12 @@ def neurodetect(images, labels, tests, args):
     precision = choose_precision("auto", device)
     train = [prepared(str(i), *pair) for i, pair in enumerate(zip(images, labels, strict=True))]
     network, _ = train_network(
-        train, TrainingSettings(args.iterations, 100, "standard", "keep", args.seed, "cpu", precision)
+        train, TrainingSettings(args.iterations, 100, "standard", "normalize", args.seed, "cpu", precision)
     )
     yield
-    settings = DetectionSettings(args.stride, "watershed", 0.5, None, "keep", "cpu", precision)
+    settings = DetectionSettings(
+        args.stride, "watershed", CELL_THRESHOLD, None, "normalize", "cpu", precision
+    )
     typical = neuron_area(train)
     for image in tests:
         found = detect(network, prepared("test", image), settings, typical)
@@ -293,15 +296,9 @@ def main() -> None:
                     )
                 ]
                 command = [python, __file__, "-", *options, "--worker", program, str(task), str(result)]
-                root = str(Path(__file__).resolve().parents[2])
                 log = Path(folder, "log.txt")
                 with log.open("w") as output:
-                    done = subprocess.run(
-                        command,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=os.environ | {"PYTHONPATH": root},
-                    )
+                    done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
                 if done.returncode:
                     sys.exit(f"{program} failed:\n{log.read_text()[-2000:]}")
                 with np.load(result) as found:
