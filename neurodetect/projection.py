@@ -173,7 +173,7 @@ def normalize_locally(image: np.ndarray, valid: np.ndarray | None = None) -> np.
     """An image less its local brightness, in local standard deviations: contrast is alike everywhere.
 
     Bright and dark areas, dim recordings and those with a few very bright cells come to look alike, and
-    faint rings count as much as bright cells do. See `subtract_background` for the parameters.
+    faint rings count as much as bright cells do. See `local_mean` for the parameters.
 
     Returns
     -------

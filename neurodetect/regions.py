@@ -101,12 +101,12 @@ def find_regions(
     if probability.ndim != 2 or np.isnan(probability).any():
         raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
     if method == "watershed":
-        regions = find_cells(probability, smallest_area, threshold, typical_area)
-        for _ in range(SIZE_ROUNDS):
-            if len(regions) < FEWEST_FOR_SIZE:
-                break
-            typical_area = float(np.median([len(region) for region in regions]))
+        for _ in range(1 + SIZE_ROUNDS):
             regions = find_cells(probability, smallest_area, threshold, typical_area)
+            area = float(np.median([len(region) for region in regions])) if regions else None
+            if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
+                break
+            typical_area = area
     elif method == "connected":
         labels, _ = ndimage.label(probability > threshold)
         regions = labels_to_regions(drop_small(labels, smallest_area, typical_area))

@@ -71,6 +71,7 @@ def unet(images, labels, tests, args):
 
     from neurodetect.projection import standardize
     from neurodetect.regions import (
+        CELL_THRESHOLD,
         find_regions,
         labels_to_regions,
         regions_to_labels,
@@ -129,7 +130,7 @@ def unet(images, labels, tests, args):
         schedule.step()
     network.eval()
     yield
-    typical = float(np.median(np.concatenate([np.bincount(label[label > 0])[1:] for label in labels])))
+    typical = float(np.median([len(region) for label in labels for region in labels_to_regions(label)]))
     for image in tests:
         height, width = image.shape
         padded = np.pad(standardize(image), [(0, -height % 8), (0, -width % 8)], mode="reflect")
@@ -140,7 +141,7 @@ def unet(images, labels, tests, args):
                 with torch.inference_mode():
                     p = torch.sigmoid(network(torch.from_numpy(turned.copy())[None, None]))[0].numpy()
                 probability += np.rot90(p[:, ::flip], -turn) / 8
-        regions = find_regions(probability[:height, :width], typical_area=typical)
+        regions = find_regions(probability[:height, :width], threshold=CELL_THRESHOLD, typical_area=typical)
         yield regions_to_labels(regions, image.shape)
 
 
@@ -257,12 +258,12 @@ def main() -> None:
 
     from neurodetect.detection import split_folds
     from neurodetect.prepared import read_groups, read_labelled
-    from neurodetect.regions import labels_to_regions, regions_to_labels, regions_to_mask
-    from neurodetect.scoring import evaluate
+    from neurodetect.regions import labels_to_regions, regions_to_labels
+    from neurodetect.scoring import compare_regions, match_threshold
 
     recordings = read_labelled(args.train_folder)
     names = [recording.name for recording in recordings]
-    groups = [read_groups(args.groups, names)[name] for name in names] if args.groups else None
+    groups = list(map(read_groups(args.groups, names).get, names)) if args.groups else None
     folds = split_folds(len(recordings), args.folds, args.seed, groups)[: 1 if args.first_fold else None]
     print("program      train s  find s/image  combined  F1 IoU.5  recordings")
     results = {}
@@ -284,18 +285,7 @@ def main() -> None:
                     **{f"{kind}_count": len(each) for kind, each in arrays.items()},
                     **{f"{kind}{i}": array for kind, each in arrays.items() for i, array in enumerate(each)},
                 )
-                options = [
-                    f"--{name.replace('_', '-')}={getattr(args, name)}"
-                    for name in (
-                        "iterations",
-                        "stride",
-                        "unet_iterations",
-                        "stardist_epochs",
-                        "cellpose_epochs",
-                        "seed",
-                    )
-                ]
-                command = [python, __file__, "-", *options, "--worker", program, str(task), str(result)]
+                command = [python, __file__, *sys.argv[1:], "--worker", program, task, result]
                 log = Path(folder, "log.txt")
                 with log.open("w") as output:
                     done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
@@ -305,8 +295,8 @@ def main() -> None:
                     seconds.append((float(found["train"]), float(found["predict"]) / len(tests)))
                     for i, r in enumerate(tests):
                         regions = labels_to_regions(found[f"found{i}"])
-                        mask = regions_to_mask(regions, r.image.shape).astype(np.float32)
-                        rows[r.name] = evaluate(mask, regions, r.mask, r.regions, r.pixels_per_micron)
+                        within = match_threshold(r.pixels_per_micron)
+                        rows[r.name] = compare_regions(r.regions, regions, within)
         mean = [statistics.mean(row[key] for row in rows.values()) for key in ("combined", "f1_iou50")]
         train, find = (statistics.mean(times) for times in zip(*seconds, strict=True))
         print(
