@@ -28,14 +28,16 @@ def main() -> None:
     from pathlib import Path
 
     from neurodetect.detection import assess, detect, find_in_map, neuron_area, split_folds, train_network
-    from neurodetect.files import require_writable, write_json
+    from neurodetect.files import digest, require_writable, write_json
     from neurodetect.prepared import digests, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import group_means, mean_curve, summarize, table, threshold_curve
     from neurodetect.view.figures import draw_curve, draw_found, draw_scores, draw_training, save_figure
     from neurodetect.view.report import section, write_report
+    from neurodetect.weights import STARTED_FROM, load_network, require_unseen
 
-    training, finding = console.read_settings(args)
+    start, before = load_network(args.start_from) if args.start_from else (None, None)
+    training, finding = console.read_settings(args, before)
     require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES)
     recordings = read_labelled(args.train_folder)
     names = [recording.name for recording in recordings]
@@ -46,13 +48,16 @@ def main() -> None:
         training, finding, folds=len(folds), **({"groups": groups} if groups else {})
     )
     inputs = digests(args.train_folder, recordings)
+    if before is not None:
+        require_unseen(args.start_from, before, {name: inputs[f"X_{name}.npy"] for name in names})
+    weights = {"start": {Path(args.start_from).name: digest(args.start_from)}} if args.start_from else {}
     console.say(
-        f"{len(recordings)} labelled recordings in {len(folds)} folds, {args.iterations} iterations each, "
-        f"on {training.device} in {training.precision}"
+        f"{len(recordings)} labelled recordings in {len(folds)} folds, {training.iterations} iterations "
+        f"each, on {training.device} in {training.precision}"
     )
 
     rows, sections, histories, curves = {}, {}, [], []
-    with console.unfinished_run(args, settings, training=inputs) as unfinished:
+    with console.unfinished_run(args, settings, training=inputs, **weights) as unfinished:
         for number, fold in enumerate(folds, start=1):
             label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in fold]
@@ -62,6 +67,7 @@ def main() -> None:
                 network, history = train_network(
                     others,
                     training,
+                    start=start,
                     held_out=held_out,
                     checkpoint=unfinished.checkpoint(label),
                     description=f"{label}, training",
@@ -103,6 +109,7 @@ def main() -> None:
             "train_folder": args.train_folder,
             "settings": settings,
             "inputs": inputs,
+            **({STARTED_FROM: before} if before else {}),
             "recordings": [{"name": name, **row} for name, row in rows.items()],
             **summarize(list(rows.values())),
             **({"group_means": group_means(list(rows.values()), group_of)} if group_of else {}),

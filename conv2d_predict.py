@@ -25,21 +25,23 @@ def main() -> None:
     from neurodetect.scoring import table
     from neurodetect.view.figures import draw_found, save_figure
     from neurodetect.view.report import section, write_report
-    from neurodetect.weights import load_network, save_network
+    from neurodetect.weights import STARTED_FROM, load_network, save_network, was_trained_on
 
     recordings = read_folder(args.test_folder)
-    require_distinct_datasets(recording.name for recording in recordings)
+    names = [recording.name for recording in recordings]
+    require_distinct_datasets(names)
     inputs = {"test": digests(args.test_folder, recordings)}
-    network, trained_on = load_network(args.model) if args.model else (None, None)
-    training, finding = console.read_settings(args, trained_on)
+    weights = args.model or args.start_from
+    start, before = load_network(weights) if weights else (None, None)
+    training, finding = console.read_settings(args, before)
+    network, trained_on = (start, before) if args.model else (None, None)
+    if weights:
+        inputs["model"] = {Path(weights).name: digest(weights)}
     if network is not None:
         require_writable(Path(args.output).parent)
         network.to(finding.device)
-        inputs["model"] = {Path(args.model).name: digest(args.model)}
         settings = console.log_settings(finding)
         console.say(f"Weights of {args.model}, on {finding.device} in {finding.precision}")
-        if args.background not in (None, finding.background):
-            console.warn(f"{args.model} was trained with --background {finding.background}, which counts")
     else:
         require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES)
         require_writable(Path(args.save_model).parent, CHECKPOINT_BYTES // 3)
@@ -51,11 +53,15 @@ def main() -> None:
     with console.unfinished_run(args, settings, **inputs) as unfinished:
         if network is None:
             console.say(
-                f"Training on {console.count(len(labelled), 'recording')}, {args.iterations} iterations, "
+                f"Training on {console.count(len(labelled), 'recording')}, {training.iterations} iterations, "
                 f"on {training.device} in {training.precision}"
             )
             network, history = train_network(
-                labelled, training, checkpoint=unfinished.checkpoint("training"), description="training"
+                labelled,
+                training,
+                start=start,
+                checkpoint=unfinished.checkpoint("training"),
+                description="training",
             )
             trained_on = {
                 **settings,
@@ -63,11 +69,13 @@ def main() -> None:
                 "inputs": inputs["training"],
                 "neuron_area": neuron_area(labelled),
                 "loss": history[-1]["loss"],
+                **({STARTED_FROM: before} if before else {}),
             }
             save_network(args.save_model, network, trained_on)
             console.say(f"Wrote {args.save_model}")
 
-        typical, seen = trained_on.get("neuron_area", {}), trained_on.get("recordings", [])
+        typical = trained_on.get("neuron_area", {})
+        seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
         for recording in recordings:
             name = recording.name
             found[name] = detect(network, recording, finding, typical, once=unfinished.once, description=name)

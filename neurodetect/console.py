@@ -160,14 +160,14 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """--iterations, --batch-size, --recipe and --background."""
+    """--iterations, --batch-size, --recipe, --background and --start-from."""
     group = parser.add_argument_group("training")
     group.add_argument(
         "--iterations",
         type=number_in(int, 1),
-        default=10_000,
         metavar="N",
-        help="training steps; more is better and slower, 800 are enough for a first look (default: 10000)",
+        help="training steps; more is better and slower, 800 are enough for a first look (default: 10000; "
+        "with --start-from 300)",
     )
     group.add_argument(
         "--batch-size",
@@ -184,14 +184,22 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "rate to the end, and unless --regions says otherwise connected pixels as neurons; standard turns "
         "windows in all eight ways, keeps touching neurons apart in the masks, has higher learning rates "
         "that go down to zero and normalizes contrast: it finds more neurons, sooner (default: standard, "
-        "with --model that of the weights)",
+        "with --model and --start-from that of the weights)",
     )
     group.add_argument(
         "--background",
         choices=("keep", "subtract", "normalize"),
         help="subtract takes the local brightness off each image before the network sees it; normalize "
         "makes local contrast alike too, so that one network learns from dim and bright recordings of "
-        "several microscopes (default: normalize; with --recipe 2016 keep; with --model that of the weights)",
+        "several microscopes (default: normalize; with --recipe 2016 keep; with --model and --start-from "
+        "that of the weights)",
+    )
+    group.add_argument(
+        "--start-from",
+        metavar="FILE",
+        help="begin the training with the weights that conv2d_predict.py saved earlier, not with random "
+        "ones, and at lower learning rates: in a few minutes, and from few marked neurons, a network that "
+        "knows other recordings learns yours. Recordings that they were trained on cannot be held out",
     )
 
 
@@ -429,6 +437,10 @@ def prediction_options(description: str) -> argparse.Namespace:
     args = parser.parse_args()
     if args.train_folder is None and args.model is None:
         parser.error("give TRAIN_FOLDER and TEST_FOLDER, or TEST_FOLDER and --model FILE")
+    if args.model is not None and args.start_from is not None:
+        parser.error("with --model nothing is trained; give the weights to --model or to --start-from")
+    if args.start_from and os.path.realpath(args.save_model) == os.path.realpath(args.start_from):
+        parser.error(f"{args.start_from} would be replaced; name another file with --save-model")
     if args.train_folder is not None and args.model is not None:
         parser.error(
             f"with --model nothing is trained; leave {args.train_folder} out, or --model to train on it"
@@ -499,7 +511,7 @@ def read_settings(
     args : argparse.Namespace
         With an option for each field of the two dataclasses.
     trained_on : mapping, optional
-        Settings of the weights that are used instead of training.
+        Settings of the weights that are used instead of training, or started from.
 
     Raises
     ------
@@ -509,6 +521,7 @@ def read_settings(
     from neurodetect.detection import DetectionSettings, TrainingSettings
     from neurodetect.device import choose_device, choose_precision
     from neurodetect.regions import CELL_THRESHOLD, THRESHOLD
+    from neurodetect.training import ITERATIONS, TRAINED_ITERATIONS
 
     device = choose_device(args.device)
     recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
@@ -516,9 +529,13 @@ def read_settings(
     background = (trained_on or {}).get("background", "keep")
     if trained_on is None:
         background = args.background or ("keep" if recipe == "2016" else "normalize")
+    elif args.background not in (None, background):
+        weights = args.start_from or args.model
+        warn(f"{weights} was trained with --background {background}, which counts")
     regions = args.regions or ("connected" if recipe == "2016" else "watershed")
     threshold = CELL_THRESHOLD if regions == "watershed" else THRESHOLD
     options = vars(args) | {
+        "iterations": args.iterations or (TRAINED_ITERATIONS if args.start_from else ITERATIONS),
         "recipe": recipe,
         "background": background,
         "regions": regions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,17 +139,20 @@ def train_network(
     recordings: Sequence[Prepared],
     settings: TrainingSettings,
     *,
+    start: NeuronNet | None = None,
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
 ) -> tuple[NeuronNet, list[dict[str, float]]]:
-    """A new network, trained on labelled recordings.
+    """A network trained on labelled recordings: a new one, or what a trained one becomes.
 
     Parameters
     ----------
     recordings, held_out : sequence of Prepared
         Labelled recordings to train on, and others to look at in between.
     settings : TrainingSettings
+    start : NeuronNet, optional
+        Trained; its weights, which stay as they are, are begun with instead of random ones.
     checkpoint, description
         See `training.train`.
 
@@ -189,7 +193,10 @@ def train_network(
             settings.seed + 1,
             valid=[r.valid for r in held_out],
         )
-    network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
+    if start is None:
+        network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
+    else:
+        network = deepcopy(start).to(device)
     history = train(
         network,
         windows,
@@ -197,6 +204,7 @@ def train_network(
         settings.batch_size,
         precision=settings.precision,
         recipe=settings.recipe,
+        trained=start is not None,
         held_out=check,
         checkpoint=checkpoint,
         description=description,

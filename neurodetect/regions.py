@@ -6,6 +6,7 @@ A neuron is an (n, 2) integer array of `[row, column]` pixels; a recording's neu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -459,6 +460,22 @@ def write_regions(path: str | Path, regions: Sequence[np.ndarray]) -> None:
 def dataset_name(name: str) -> str:
     """The challenge's name of a recording: its folder's name without a leading `neurofinder.`."""
     return name.removeprefix("neurofinder.")
+
+
+def part_name(name: str, rows: range, columns: range) -> str:
+    """What the part of a recording at these rows and columns is called.
+
+    Examples
+    --------
+    >>> part_name("mouse1", range(100, 300), range(0, 200))
+    'mouse1.rows100-300.columns0-200'
+    """
+    return f"{name}.rows{rows.start}-{rows.stop}.columns{columns.start}-{columns.stop}"
+
+
+def whole_name(name: str) -> str:
+    """The name of the recording that a part is of, see `part_name`; of a whole recording its own."""
+    return re.sub(r"\.rows\d+-\d+\.columns\d+-\d+$", "", name)
 
 
 def require_distinct_datasets(names: Iterable[str]) -> None:

@@ -25,6 +25,9 @@ BETAS = (0.9, 0.99)
 LEARNING_RATES = {"conv": 1e-3, "dense": 6e-4, "output": 1e-3}
 WEIGHT_DECAY = {"conv": 1.0, "dense": 3.0, "output": 1.0}
 RISE = 0.1  #: share of the iterations, the first, over which the standard recipe's rates rise from zero
+ITERATIONS = 10_000  #: of a training that starts from random weights
+# A trained network needs to move less, and at the highest rates it would forget what it knows.
+TRAINED_ITERATIONS, TRAINED_SHARE = 300, 0.3  #: of a training that starts from it; the share of those rates
 
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
@@ -41,6 +44,7 @@ def train(
     *,
     precision: str = "float32",
     recipe: str = "2016",
+    trained: bool = False,
     held_out: PatchSampler | None = None,
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -60,6 +64,8 @@ def train(
     recipe : {"2016", "standard"}
         "2016" keeps one learning rate. "standard" has higher ones that rise and fall to zero, see
         `rate_share`, weights that decay, and a centred gradient of the dense layer, see `center_gradient`.
+    trained : bool
+        The network is trained already: the standard recipe's rates are TRAINED_SHARE of the others.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
     checkpoint : Checkpoint, optional
@@ -89,6 +95,7 @@ def train(
     running = torch.zeros((), device=device)  # running mean of the loss
     history: list[dict[str, float]] = []
     done = 0
+    highest = TRAINED_SHARE if trained else 1.0
 
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         done, history = state["iteration"], state["history"]
@@ -122,7 +129,7 @@ def train(
     ):
         while done < iterations and not stop():
             if recipe == "standard":
-                set_learning_rates(optimizer, rate_share(done, iterations))
+                set_learning_rates(optimizer, highest * rate_share(done, iterations))
             loss = step(*sampler.sample(batch_size))
             done += 1
             # The first iterations count evenly, so that the running mean needs no warming up.

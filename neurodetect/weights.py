@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,8 +13,10 @@ import torch
 from neurodetect.device import is_out_of_memory
 from neurodetect.files import UserError, reason, write_whole
 from neurodetect.network import NeuronNet
+from neurodetect.regions import whole_name
 
 WEIGHTS_FORMAT = "neurodetect weights 1"
+STARTED_FROM = "started from"  #: the settings of the weights that a training began with, in its own
 
 
 def save_network(path: str | Path, network: NeuronNet, settings: dict[str, Any]) -> None:
@@ -83,8 +86,63 @@ def are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
         settings.get("recipe", "standard") in ("standard", "2016", "now")
         and settings.get("background", "keep") in ("keep", "subtract", "normalize")
         and isinstance(settings.get("neuron_area", {}), dict)
-        and isinstance(settings.get("recordings", []), list)
+        and all(
+            isinstance(training, dict)
+            and isinstance(training.get("recordings", []), list)
+            and isinstance(training.get("inputs", {}), dict)
+            for training in trainings(settings)
+        )
     )
+
+
+def trainings(settings: dict[str, Any]) -> Iterator[Any]:
+    """The settings of a network's training, of the training that this one started from, and so on."""
+    yield settings
+    while isinstance(settings, dict) and (earlier := settings.get(STARTED_FROM)) is not None:
+        yield earlier
+        settings = earlier
+
+
+def was_trained_on(settings: dict[str, Any], name: str, digest: str) -> bool:
+    """Whether a recording was among those that a network learned from, now or before.
+
+    Parameters
+    ----------
+    settings : dict
+        Of the network, as `load_network` gives them.
+    name : str
+        Of the recording. A part of it that was cut out counts as the recording.
+    digest : str
+        SHA-256 of its mean image's file: under another name it is the same.
+    """
+    return any(
+        whole_name(name) in {whole_name(str(known)) for known in training.get("recordings", [])}
+        or digest in training.get("inputs", {}).values()
+        for training in trainings(settings)
+    )
+
+
+def require_unseen(path: str | Path, settings: dict[str, Any], images: dict[str, str]) -> None:
+    """Make sure that a network's scores on recordings would be honest.
+
+    Parameters
+    ----------
+    path : str or Path
+        Of the network.
+    settings, images
+        See `was_trained_on`; the digest of each recording's image, by its name.
+
+    Raises
+    ------
+    UserError
+        One of them was trained on.
+    """
+    for name, digest in images.items():
+        if was_trained_on(settings, name, digest):
+            raise UserError(
+                f"{name}: was trained on for {path}, so that its scores would say nothing; leave it out of "
+                "the folder, or start from other weights"
+            )
 
 
 # PyTorch's files
