@@ -143,7 +143,7 @@ def pixel_groups(sets: Sequence[np.ndarray], size: int) -> np.ndarray:
     Examples
     --------
     >>> pixel_groups([np.array([0, 1, 2]), np.array([2, 3])], 5).tolist()
-    [0, 0, 1, 2, -1]
+    [0, 0, 2, 1, -1]
     """
     group, count = np.full(size, -1), 0
     for pixels in sets:
