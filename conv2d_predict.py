@@ -16,10 +16,10 @@ def main() -> None:
 
     from pathlib import Path
 
-    from neurodetect.detection import assess, detect, neuron_area, train_network
+    from neurodetect.detection import assess, detect, neuron_area, trace, train_network
     from neurodetect.files import digest, require_writable, write_json
     from neurodetect.formats.exports import export
-    from neurodetect.prepared import digests, read_folder, read_labelled
+    from neurodetect.prepared import digests, open_frames, read_folder, read_labelled
     from neurodetect.regions import require_distinct_datasets, write_submission
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import table
@@ -31,6 +31,11 @@ def main() -> None:
     names = [recording.name for recording in recordings]
     require_distinct_datasets(names)
     inputs = {"test": digests(args.test_folder, recordings)}
+    frames = {}
+    if args.recordings:
+        frames = {each.name: open_frames(args.recordings, args.test_folder, each) for each in recordings}
+    elif "suite2p" in args.export:
+        console.say("Without --recordings FOLDER the traces of --export suite2p are zeros")
     weights = args.model or args.start_from
     start, before = load_network(weights) if weights else (None, None)
     training, finding = console.read_settings(args, before)
@@ -95,11 +100,13 @@ def main() -> None:
         for recording in recordings:
             stem = console.beside(args.output, f"_{recording.name}")
             regions, probability, _ = found[recording.name]
+            traces = trace(*frames[recording.name], recording, regions) if frames else None
             for form in args.export:
-                export(form, stem, regions, probability, recording.image, recording.pixels_per_micron)
+                export(form, stem, regions, probability, recording.image, recording.pixels_per_micron, traces)
         log = {
             "train_folder": args.train_folder,
             "test_folder": args.test_folder,
+            "recordings": args.recordings,
             "settings": settings,
             "inputs": inputs,
             "trained on": trained_on,

@@ -8,7 +8,8 @@ For every RECORDING this writes into OUTPUT_FOLDER
 and if the recording is labelled
   y_NAME.npy         1 where any neuron is, 0 elsewhere
   regions_NAME.json  the neurons one by one, as [row, column] pixels
-and info_NAME.json with the size of a pixel, if the recording says it, and what ties these files together.
+and info_NAME.json with the size of a pixel, if the recording says it, what ties these files together, and
+which frames were chosen.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def main() -> None:
             console.say(
                 f"{recording.name}: {console.count((~valid).sum(), 'pixel')} in no frame, set to the median"
             )
-        write_prepared(args.output_folder, recording.name, image, recording.regions, scale, valid=valid)
+        reading = {**console.reading_options(args), "frames": args.frames}
+        write_prepared(
+            args.output_folder, recording.name, image, recording.regions, scale, valid=valid, reading=reading
+        )
         figure = draw_regions(image, recording.regions, title=recording.name, pixels_per_micron=scale)
         save_figure(f"{args.output_folder}/X_{recording.name}.png", figure)
         if args.show:

@@ -353,6 +353,17 @@ def nan_pixels(frame: np.ndarray) -> np.ndarray | None:
     return np.isnan(frame)
 
 
+def lacking_pixels(frame: np.ndarray) -> np.ndarray | None:
+    """Which pixels a frame lacks, see `project`: bool (H, W); None where it has all."""
+    nan = nan_pixels(frame)
+    if nan is not None or (box := zero_border(frame)) == whole_box(frame):
+        return nan
+    top, bottom, left, right = box
+    lacking = np.ones(frame.shape, bool)
+    lacking[top:bottom, left:right] = False
+    return lacking
+
+
 def zero_border(frame: np.ndarray) -> Box:
     """The box that a border of zeros leaves of a frame, see `project`; of a frame of zeros none."""
     if frame[0, 0] and frame[0, -1] and frame[-1, 0] and frame[-1, -1]:

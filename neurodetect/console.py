@@ -391,7 +391,7 @@ def crossvalidation_options(description: str) -> argparse.Namespace:
 
 def prediction_options(description: str) -> argparse.Namespace:
     """The command line of conv2d_predict.py."""
-    from neurodetect.formats.exports import FORMATS
+    from neurodetect.formats.exports import FORMATS, WITH_TRACES
 
     parser = Parser(
         description,
@@ -428,8 +428,15 @@ def prediction_options(description: str) -> argparse.Namespace:
         default=[],
         metavar="FORMAT[,FORMAT]",
         help="beside the submission write the neurons for other programs too: imagej (a zip of ROIs for "
-        "Fiji), labels (a label image for napari, Cellpose, QuPath), suite2p (a folder for its GUI, with "
-        "zeros for traces, which a mean image has not), csv (a table)",
+        "Fiji), labels (a label image for napari, Cellpose, QuPath), suite2p (a folder for its GUI), csv (a "
+        "table); the last two with traces if --recordings says where the frames are",
+    )
+    group.add_argument(
+        "--recordings",
+        metavar="FOLDER",
+        help="where the recordings of TEST_FOLDER lie under their names, or the one recording itself: the "
+        "exports suite2p and csv then have the traces of the neurons, which a mean image has not. Frames are "
+        "read as preprocessing.py read them, and refused if their mean is not the prepared image",
     )
     add_training_options(parser)
     add_detection_options(parser)
@@ -445,6 +452,8 @@ def prediction_options(description: str) -> argparse.Namespace:
         parser.error(
             f"with --model nothing is trained; leave {args.train_folder} out, or --model to train on it"
         )
+    if args.recordings is not None and not set(args.export) & set(WITH_TRACES):
+        parser.error("--recordings is for the traces of --export suite2p or csv; add one of them")
     return args
 
 

@@ -1,4 +1,7 @@
-"""The settings of a run; from labelled recordings to a network, from network and recording to its neurons."""
+"""The settings of a run; from labelled recordings to a network, from network and recording to its neurons.
+
+And from the neurons and the recording's frames to their traces.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ import torch
 from neurodetect.files import UserError, positive_number
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.prepared import Prepared
-from neurodetect.projection import network_input
+from neurodetect.prepared import Prepared, require_same_image
+from neurodetect.progress import progress_bar
+from neurodetect.projection import clip_bright, fill_missing, network_input
+from neurodetect.recording import Recording
 from neurodetect.regions import find_regions, mean_probability, regions_to_mask, regions_to_separate_mask
 from neurodetect.resume import Checkpoint
 from neurodetect.scoring import evaluate, match_centers
 from neurodetect.sliding_window import probability_map
+from neurodetect.traces import Traces, extract
 from neurodetect.training import train
 
 
@@ -256,6 +262,28 @@ def detect(
     probability = compute() if once is None else once(recording.name, compute)
     regions = find_in_map(recording, probability, settings, typical)
     return Found(regions, probability, mean_probability(probability, regions))
+
+
+def trace(movie: Recording, frames: range, recording: Prepared, regions: Sequence[np.ndarray]) -> Traces:
+    """The traces of neurons that were found in a prepared recording, with a progress bar over the frames.
+
+    Parameters
+    ----------
+    movie, frames
+        What `prepared.open_frames` returned: the recording, and which of its frames.
+    recording : Prepared
+    regions : sequence of (n, 2) int arrays
+
+    Raises
+    ------
+    UserError
+        The mean of the frames is not the prepared image, or they cannot be read.
+    """
+    each = movie.frames(frames.start, frames.stop)
+    bar = progress_bar(each, description=f"{recording.name}, traces", total=len(frames), unit="frame")
+    traces, projection = extract(bar, regions, movie.shape)
+    require_same_image(movie.path, *fill_missing(clip_bright(projection.image)), recording)
+    return traces._replace(first=frames.start + 1, rate_hz=movie.rate_hz)
 
 
 def find_in_map(

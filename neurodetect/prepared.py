@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,20 @@ from neurodetect.files import (
     reason,
     write_together,
 )
-from neurodetect.recording import pixels_per_micron_of, read_info
+from neurodetect.recording import (
+    Recording,
+    chosen_frames,
+    find_recording,
+    open_recording,
+    pixels_per_micron_of,
+    read_info,
+)
 from neurodetect.regions import dataset_name, read_regions, regions_as_json, regions_to_mask
 
+# What may be chosen of a recording's frames: options of `open_recording`, and the first and the last frame,
+# counted from 1. Where it was, `info_NAME.json` has it under "reading".
+READING = {"channel": int, "plane": int, "dataset": str, "axes": str, "transpose": bool, "frames": list}
+SAME = 1e-6  #: of the largest value, or of the value itself, by which rounding may change a mean
 LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 
 
@@ -53,11 +64,12 @@ def write_prepared(
     pixels_per_micron: float | None = None,
     *,
     valid: np.ndarray | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
 
     Where pixels are missing there is `valid_NAME.npy` too. `info_NAME.json` has what ties the image to its
-    neurons and missing pixels.
+    neurons and missing pixels, and how the frames were read.
 
     Parameters
     ----------
@@ -73,6 +85,8 @@ def write_prepared(
         Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
     valid : bool (H, W), optional
         Which pixels any frame has; the others only fill the image.
+    reading : mapping, optional
+        What was chosen of the frames, see `READING`, for `open_frames`.
 
     Raises
     ------
@@ -94,6 +108,11 @@ def write_prepared(
         )
     image_file, mask_file, regions_file, info_file, valid_file = paths(folder, name)
     info: dict[str, Any] = {} if pixels_per_micron is None else {"pixels-per-micron": pixels_per_micron}
+    chosen = {
+        key: value for key, value in (reading or {}).items() if value is not None and value is not False
+    }
+    if chosen:
+        info["reading"] = chosen
     if regions is not None or valid is not None or mask_file.exists() or valid_file.exists():
         info["preparation"] = fingerprint(image, regions or [], valid)
     # First what ties the other files together, last the image, without which they do not count: a run that
@@ -212,6 +231,82 @@ def read_prepared(folder: str | Path, name: str) -> Prepared:
             f"was stopped; {again}, or remove {info_file.name} if you changed one of them on purpose"
         )
     return Prepared(name, image, mask, regions, pixels_per_micron_of(info), valid)
+
+
+def open_frames(place: str | Path, folder: str | Path, recording: Prepared) -> tuple[Recording, range]:
+    """Open the recording that a prepared one was made of, as it was read then.
+
+    Parameters
+    ----------
+    place : str or Path
+        Where it is, see `find_recording`.
+    folder : str or Path
+        Where it was prepared.
+    recording : Prepared
+
+    Returns
+    -------
+    Recording, range
+        Without labels; and the numbers, from 0, of the frames that were chosen.
+
+    Raises
+    ------
+    UserError
+        There is no such recording, or its frames cannot be read so, or are of another shape than the image.
+    """
+    info_file = paths(Path(folder), recording.name)[3]
+    reading = read_info(info_file).get("reading", {})
+    if not is_reading(reading):
+        raise UserError(f"{info_file}: does not say how the frames were read; run preprocessing.py again")
+    path = find_recording(place, recording.name)
+    options = {key: value for key, value in reading.items() if key != "frames"}
+    try:
+        movie = open_recording(path, **options, labelled=False)
+        frames = chosen_frames(movie, reading.get("frames"))
+    except UserError as error:
+        raise UserError(
+            f"{recording.name}: its frames cannot be read as they were prepared ({error}); name the "
+            "recording that was prepared, or run preprocessing.py again"
+        ) from error
+    if movie.shape != recording.image.shape:
+        raise UserError(
+            f"{path}: has frames of {movie.shape}, but X_{recording.name}.npy is {recording.image.shape}; "
+            "name the recording that was prepared, or run preprocessing.py again"
+        )
+    return movie, frames
+
+
+def is_reading(value: Any) -> bool:
+    """Whether a value is as `READING` says."""
+    if not isinstance(value, dict) or not all(type(value[key]) is READING.get(key) for key in value):
+        return False
+    return "frames" not in value or [type(number) for number in value["frames"]] == [int, int]
+
+
+def require_same_image(path: Path, image: np.ndarray, valid: np.ndarray | None, recording: Prepared) -> None:
+    """Make sure that frames are those that were prepared, by the image that `preprocessing.py` makes of them.
+
+    Parameters
+    ----------
+    path : Path
+        Of the frames.
+    image, valid
+        As for `write_prepared`.
+    recording : Prepared
+
+    Raises
+    ------
+    UserError
+        The image is another, by more than rounding.
+    """
+    near = SAME * np.abs(recording.image).max()
+    every = np.ones(recording.image.shape, bool)
+    there, then = (every if pixels is None else pixels for pixels in (valid, recording.valid))
+    if not np.array_equal(there, then) or not np.allclose(image, recording.image, rtol=SAME, atol=near):
+        raise UserError(
+            f"{path}: the mean of its frames is not X_{recording.name}.npy: this is another recording, or it "
+            "was changed; name the one that was prepared, or run preprocessing.py again"
+        )
 
 
 def read_zeros_and_ones(file: Path, image_file: Path, shape: tuple[int, ...]) -> np.ndarray:

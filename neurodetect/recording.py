@@ -149,6 +149,7 @@ def open_recording(
     axes: str | None = None,
     labels: str | Path | None = None,
     pixels_per_micron: float | None = None,
+    labelled: bool = True,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
 
@@ -168,6 +169,8 @@ def open_recording(
         The file of labels, instead of that in or beside the recording.
     pixels_per_micron : float, optional
         The scale, where no `info.json` says it.
+    labelled : bool
+        Whether to look for labels; otherwise it does not matter what is wrong with them.
 
     Returns
     -------
@@ -195,7 +198,7 @@ def open_recording(
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        regions, unread = labelled_neurons(path, frames, labels)
+        regions, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
         return Recording(path, frames, regions, {}, frames.notes + unread, pixels_per_micron)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
@@ -212,7 +215,7 @@ def open_recording(
     notes = [*chosen.notes, *frames.notes]
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
-    regions, unread = labelled_neurons(path, frames, labels)
+    regions, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
     info = read_info(path / "info.json")
     if pixels_per_micron and pixels_per_micron_of(info) not in (None, pixels_per_micron):
         notes.append(f"info.json says {pixels_per_micron_of(info):g} pixels per micron, which counts")
@@ -222,6 +225,32 @@ def open_recording(
 def name_of(path: Path) -> str:
     """A recording's name: the folder's, or the file's without its suffix."""
     return path.name if path.is_dir() else path.stem
+
+
+def find_recording(place: str | Path, name: str) -> Path:
+    """The recording of a name: the place itself, a folder or file, or what lies in that folder.
+
+    Raises
+    ------
+    UserError
+        There is none, or more than one.
+    """
+    place = Path(os.path.abspath(place))
+    if not place.exists():
+        raise UserError(f"{place}: there is no such file or folder; check the path")
+    paths = [place, *(visible_files(place) if place.is_dir() else [])]
+    found = [path for path in paths if name_of(path) == name and is_recording(path)]
+    if not found:
+        raise UserError(
+            f"{place}: has no recording {name}, a folder of TIFF frames or a TIFF, HDF5 or NWB file of this "
+            "name; name the folder in which it lies"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{place}: {listed(found)} are both called {name}; name the one that was prepared, or move the "
+            "other away"
+        )
+    return found[0]
 
 
 def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> None:
@@ -288,6 +317,13 @@ def is_frame_file(file: Path) -> bool:
     return file.suffix.lower() in TIFF_SUFFIXES and not file.stem.endswith(".regions")
 
 
+def is_recording(path: Path) -> bool:
+    """Whether a path is a folder with frames, or a file that may be a movie."""
+    if not path.is_dir():
+        return path.is_file() and movie_format(path) in ("TIFF", "HDF5")
+    return (path / "images").is_dir() or any(map(is_frame_file, visible_files(path)))
+
+
 def read_info(info_file: Path) -> dict[str, Any]:
     """What an `info.json` says; empty where there is none.
 
@@ -316,13 +352,8 @@ def refuse_recording(folder: str | Path) -> None:
         The folder, or the file in its place, is a recording.
     """
     folder = Path(folder)
-    if folder.is_dir():
-        files = visible_files(folder)
-        prepared = any(file.name.startswith("X_") and file.suffix == ".npy" for file in files)
-        is_recording = (folder / "images").is_dir() or (any(map(is_frame_file, files)) and not prepared)
-    else:
-        is_recording = folder.is_file() and movie_format(folder) in ("TIFF", "HDF5")
-    if is_recording:
+    prepared = folder.is_dir() and any(file.match("X_*.npy") for file in visible_files(folder))
+    if is_recording(folder) and ((folder / "images").is_dir() or not prepared):
         raise UserError(
             f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"
         )

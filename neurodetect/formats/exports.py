@@ -1,4 +1,4 @@
-"""Found neurons for other programs: Fiji, napari, Cellpose, QuPath, suite2p and spreadsheets.
+"""Found neurons, and their traces, for other programs: Fiji, napari, Cellpose, QuPath, suite2p, spreadsheets.
 
 Whatever needs numpy is imported where it is used, so that `--help` can name the formats at once.
 """
@@ -11,7 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     import numpy as np
     from roifile import ImagejRoi
 
+    from neurodetect.traces import Traces
+
 FORMATS = ("imagej", "labels", "suite2p", "csv")
+WITH_TRACES = ("suite2p", "csv")  #: those that take traces
 MOST_LABELS = 2**16 - 1  #: neurons that a uint16 label image can tell apart
 MOVE_TO, LINE_TO, CLOSE = 0, 1, 4  #: steps of a composite ROI's path, as in java.awt.geom.PathIterator
 SUITE2P_FILES = ("stat.npy", "iscell.npy", "ops.npy", "F.npy", "Fneu.npy", "spks.npy")
 SUITE2P_FRAMES = 2  #: of the traces that are not there; its GUI draws a line, which has two ends
+NEUROPIL = 0.7  #: of the surround's trace, that suite2p takes off a neuron's
 USUAL_AREA = math.pi * 6**2  #: pixels, where there is no neuron to measure: suite2p's guess, 12 px wide
 
 
@@ -36,6 +40,7 @@ def export(
     probability: np.ndarray,
     image: np.ndarray,
     pixels_per_micron: float | None = None,
+    traces: Traces | None = None,
 ) -> Path:
     """Write the neurons of one recording for another program, whole or not at all.
 
@@ -53,6 +58,8 @@ def export(
         The recording's mean image.
     pixels_per_micron : float, optional
         Where it is known, areas are given in µm² too, and the label image has its scale.
+    traces : Traces, optional
+        Of these neurons, for the formats that have them.
 
     Returns
     -------
@@ -74,9 +81,9 @@ def export(
     if format == "labels":
         return export_labels(path("_labels.tif"), regions, image.shape, pixels_per_micron)
     if format == "suite2p":
-        return export_suite2p(path("_suite2p"), regions, probability, image)
+        return export_suite2p(path("_suite2p"), regions, probability, image, traces)
     if format == "csv":
-        return export_csv(path(".csv"), regions, probability, pixels_per_micron)
+        return export_csv(path(".csv"), regions, probability, pixels_per_micron, traces)
     raise ValueError(f"unknown format {format!r}, use one of {', '.join(FORMATS)}")
 
 
@@ -173,13 +180,19 @@ def export_labels(
 
 
 def export_suite2p(
-    path: Path, regions: Sequence[np.ndarray], probability: np.ndarray, image: np.ndarray
+    path: Path,
+    regions: Sequence[np.ndarray],
+    probability: np.ndarray,
+    image: np.ndarray,
+    traces: Traces | None = None,
 ) -> Path:
     """Write a folder whose `stat.npy` the GUI of suite2p opens (File > Load processed data).
 
-    There are no traces in a mean image: `F.npy`, `Fneu.npy` and `spks.npy` are zeros, and so are the
-    statistics that come from traces (skew, std, snr). suite2p extracts the real ones where it has the
-    movie. `iscell.npy` has a 1 and the mean probability of each neuron; the GUI's correlation map shows
+    `F.npy` and `Fneu.npy` are the traces of the neurons and of their surrounds, whose pixels `stat.npy` has
+    as `neuropil_mask`. Where a frame has none of the pixels (NaN in the traces, which the GUI cannot draw)
+    they have the mean of the trace's other frames. `skew` and `std` are those of F - 0.7 Fneu, as in suite2p.
+    Without traces all these are zeros; `spks.npy` and `snr` always are, suite2p computes them where it has
+    the movie. `iscell.npy` has a 1 and the mean probability of each neuron; the GUI's correlation map shows
     the probability map. suite2p counts the neurons from 0. Its GUI opens no folder without neurons, and
     what was curated there (in `iscell.npy`) is lost when the folder is written again.
 
@@ -211,18 +224,25 @@ def export_suite2p(
         "Vcorr": np.asarray(probability, np.float32),
         "diameter": [diameter, diameter],
         "aspect": 1.0,
-        "nframes": SUITE2P_FRAMES,
-        "fs": 1.0,
+        "nframes": SUITE2P_FRAMES if traces is None else traces.neurons.shape[1],
+        "fs": 1.0 if traces is None or traces.rate_hz is None else traces.rate_hz,
         "tau": 1.0,
     }
     iscell = np.column_stack([np.ones(len(regions)), mean_probability(probability, regions)])
-    traces = np.zeros((len(regions), SUITE2P_FRAMES), np.float32)
+    neurons = surrounds = np.zeros((len(regions), SUITE2P_FRAMES), np.float32)
+    if traces is not None:
+        neurons, surrounds = without_nan(traces.neurons), without_nan(traces.surrounds)
+        for one, mask, values in zip(
+            stat, traces.surround_pixels, neurons - NEUROPIL * surrounds, strict=True
+        ):
+            one |= {"neuropil_mask": mask, "skew": skewness(values), "std": float(values.std())}
     with replace_folder(path, SUITE2P_FILES) as temporary:
         np.save(temporary / "stat.npy", stat)
         np.save(temporary / "ops.npy", np.array(ops, dtype=object))
         np.save(temporary / "iscell.npy", iscell)
-        for name in ("F.npy", "Fneu.npy", "spks.npy"):
-            np.save(temporary / name, traces)
+        np.save(temporary / "F.npy", neurons)
+        np.save(temporary / "Fneu.npy", surrounds)
+        np.save(temporary / "spks.npy", np.zeros_like(neurons))
     return path
 
 
@@ -260,6 +280,27 @@ def suite2p_stat(region: np.ndarray, typical_area: float) -> dict[str, Any]:
         "overlap": np.zeros(len(region), bool),
         "soma_crop": np.ones(len(region), bool),
     }
+
+
+def without_nan(traces: np.ndarray) -> np.ndarray:
+    """Traces (N, T) with the mean of each in the place of NaN, or 0 where all of it is NaN."""
+    import numpy as np
+
+    there = ~np.isnan(traces)
+    count = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    means = traces.sum(axis=1, keepdims=True, where=there, dtype=np.float64) / count
+    return np.where(there, traces, means.astype(traces.dtype))
+
+
+def skewness(values: np.ndarray) -> float:
+    """The third moment over the cube of the standard deviation; 0 of values that are all the same."""
+    import numpy as np
+
+    values = values.astype(np.float64)
+    deviation = values.std()
+    return (
+        float(np.mean(((values - values.mean()) / deviation) ** 3)) if np.ptp(values) and deviation else 0.0
+    )
 
 
 @contextmanager
@@ -312,12 +353,14 @@ def export_csv(
     regions: Sequence[np.ndarray],
     probability: np.ndarray,
     pixels_per_micron: float | None = None,
+    traces: Traces | None = None,
 ) -> Path:
     """Write one row for each neuron, numbered from 1, the numbers being those of the label image.
 
     `row` and `column` are its centre, the mean of its pixels; `area_um2` is there where the scale is
     known; the first and last rows and columns belong to the neuron; `probability` is the mean over its
-    pixels.
+    pixels. With traces there is a second table beside it, `..._traces.csv`, see `write_traces`; one of an
+    earlier run, of other neurons, is removed otherwise.
     """
     from neurodetect.regions import mean_probability
 
@@ -325,7 +368,12 @@ def export_csv(
     if pixels_per_micron is not None:
         header.append("area_um2")
     header += ["first_row", "first_column", "last_row", "last_column", "probability"]
-    with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    of_traces = path.with_name(f"{path.stem}_traces.csv")
+    with ExitStack() as files:
+        if traces is not None:
+            write_traces(files.enter_context(write_whole(of_traces)), traces)
+        temporary = files.enter_context(write_whole(path))
+        file = files.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         means = mean_probability(probability, regions)
@@ -336,4 +384,30 @@ def export_csv(
                 values.append(f"{len(region) / pixels_per_micron**2:.3f}")
             values += [*region.min(axis=0).tolist(), *region.max(axis=0).tolist(), f"{mean:.4f}"]
             writer.writerow(values)
+    if traces is None:
+        of_traces.unlink(missing_ok=True)
     return path
+
+
+def write_traces(path: Path, traces: Traces) -> None:
+    """Write a row for each frame: its number in the recording, from 1, and the neurons' means in it.
+
+    Where the rate is known, `time_s` follows the number, from 0 at the recording's first frame. Nine digits
+    give every float32 back as it was. A cell is empty where the frame has no pixel of the neuron.
+    """
+    import numpy as np
+
+    count, length = traces.neurons.shape
+    columns = ["frame"] + ["time_s"] * (traces.rate_hz is not None)
+    header = [*columns, *(f"neuron_{number}" for number in range(1, count + 1))]
+    row_format = ",".join(["%.9g"] * count)  # one call for a row: several times as fast as the csv module
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(",".join(header) + "\n")
+        for index, values in enumerate(np.ascontiguousarray(traces.neurons.T)):
+            number = traces.first + index
+            cells = [str(number)]
+            if traces.rate_hz is not None:
+                cells.append(f"{(number - 1) / traces.rate_hz:.6f}")
+            if count:
+                cells.append((row_format % tuple(values.tolist())).replace("nan", ""))
+            file.write(",".join(cells) + "\n")
