@@ -2,8 +2,8 @@
 """Find the neurons of recordings: train on all of TRAIN_FOLDER, write submission.json for TEST_FOLDER.
 
 Both folders hold what preprocessing.py wrote. With --model the weights of an earlier run are used
-instead of training, and TEST_FOLDER is given alone. Where a recording of TEST_FOLDER is
-labelled, its scores are printed too.
+instead of training, and TEST_FOLDER is given alone. In the place of TEST_FOLDER recordings may be given
+that were not prepared. Where a recording is labelled, its scores are printed too.
 """
 
 from __future__ import annotations
@@ -19,27 +19,20 @@ def main() -> None:
     from neurodetect.detection import assess, detect, neuron_area, trace, train_network
     from neurodetect.files import digest, require_writable, write_json
     from neurodetect.formats.exports import export
-    from neurodetect.prepared import digests, open_frames, read_folder, read_labelled
-    from neurodetect.regions import require_distinct_datasets, write_submission
+    from neurodetect.preparation import read_or_prepare
+    from neurodetect.prepared import digests, read_labelled
+    from neurodetect.regions import write_submission
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import table
     from neurodetect.view.figures import draw_found, save_figure
     from neurodetect.view.report import section, write_report
     from neurodetect.weights import STARTED_FROM, load_network, save_network, was_trained_on
 
-    recordings = read_folder(args.test_folder)
-    names = [recording.name for recording in recordings]
-    require_distinct_datasets(names)
-    inputs = {"test": digests(args.test_folder, recordings)}
-    frames = {}
-    if args.recordings:
-        frames = {each.name: open_frames(args.recordings, args.test_folder, each) for each in recordings}
-    elif "suite2p" in args.export:
-        console.say("Without --recordings FOLDER the traces of --export suite2p are zeros")
     weights = args.model or args.start_from
     start, before = load_network(weights) if weights else (None, None)
     training, finding = console.read_settings(args, before)
     network, trained_on = (start, before) if args.model else (None, None)
+    inputs = {}
     if weights:
         inputs["model"] = {Path(weights).name: digest(weights)}
     if network is not None:
@@ -53,6 +46,16 @@ def main() -> None:
         labelled = read_labelled(args.train_folder)
         inputs["training"] = digests(args.train_folder, labelled)
         settings = console.log_settings(training, finding)
+    recordings, inputs["test"], frames = read_or_prepare(
+        args.tests,
+        Path(args.output).parent,
+        console.chosen_of_recording(args),
+        args.pixels_per_micron,
+        args.recordings,
+    )
+    names = [recording.name for recording in recordings]
+    if "suite2p" in args.export and len(frames) < len(recordings):
+        console.say("Without --recordings FOLDER the traces of --export suite2p are zeros")
 
     found, rows, sections = {}, {}, []
     with console.unfinished_run(args, settings, **inputs) as unfinished:
@@ -100,12 +103,13 @@ def main() -> None:
         for recording in recordings:
             stem = console.beside(args.output, f"_{recording.name}")
             regions, probability, _ = found[recording.name]
-            traces = trace(*frames[recording.name], recording, regions) if frames else None
+            at_hand = frames.get(recording.name)
+            traces = trace(*at_hand, recording, regions) if at_hand else None
             for form in args.export:
                 export(form, stem, regions, probability, recording.image, recording.pixels_per_micron, traces)
         log = {
             "train_folder": args.train_folder,
-            "test_folder": args.test_folder,
+            "tests": args.tests,
             "recordings": args.recordings,
             "settings": settings,
             "inputs": inputs,

@@ -114,7 +114,7 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> None:
-    """--channel, --plane, --dataset, --axes, --transpose and --frames: what of a recording is read."""
+    """What of a recording is read: --channel, --plane, --dataset, --axes, --transpose, --crop, --frames."""
     group = parser.add_argument_group("reading the recording")
     group.add_argument(
         "--channel",
@@ -147,6 +147,14 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         help="exchange rows and columns of the frames, for files that have them the other way round",
     )
     group.add_argument(
+        "--crop",
+        type=rows_and_columns,
+        metavar="ROW:ROW,COLUMN:COLUMN",
+        help="only this part of the image, as a recording of its own, NAME.rows100-300.columns50-250 for "
+        "100:300,50:250: rows from 100 to before 300, counted from 0 as neurons' coordinates are. Neurons "
+        "are cut at its edges. So a corner can be learned from where all cells are marked, and no other",
+    )
+    group.add_argument(
         "--frames",
         type=frame_numbers,
         metavar="FIRST:LAST",
@@ -154,9 +162,24 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scale_option(group: argparse._ActionsContainer) -> None:
+    """--pixels-per-micron."""
+    group.add_argument(
+        "--pixels-per-micron",
+        type=number_in(float, 0.001, 1000),
+        metavar="N",
+        help="the scale, where no info.json says it (default: as the frames' files say, otherwise unknown)",
+    )
+
+
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `open_recording` is told of the options of `add_recording_options`."""
-    return {key: getattr(args, key) for key in ("channel", "plane", "dataset", "transpose", "axes")}
+    return {key: getattr(args, key) for key in ("channel", "plane", "dataset", "transpose", "axes", "crop")}
+
+
+def chosen_of_recording(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_recording_options`, see `prepared.READING`."""
+    return {**reading_options(args), "frames": args.frames}
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -330,6 +353,15 @@ def frame_numbers(text: str) -> tuple[int, int]:
     return first, last
 
 
+def rows_and_columns(text: str) -> list[list[int]]:
+    """An argument type: ROW:ROW,COLUMN:COLUMN, whole numbers from 0, each end after its beginning."""
+    match = re.fullmatch(r"([0-9]+):([0-9]+),([0-9]+):([0-9]+)", text)
+    top, bottom, left, right = map(int, match.groups()) if match else (0, 0, 0, 0)
+    if not (top < bottom and left < right):
+        raise argparse.ArgumentTypeError(f"{text} is not ROW:ROW,COLUMN:COLUMN, for example 100:300,50:250")
+    return [[top, bottom], [left, right]]
+
+
 def preprocessing_options(description: str) -> argparse.Namespace:
     """The command line of preprocessing.py."""
     parser = Parser(description, "python preprocessing.py neurofinder.00.00 neurofinder.01.00 train")
@@ -345,12 +377,7 @@ def preprocessing_options(description: str) -> argparse.Namespace:
         "them), a label image (.tif, .png), Suite2p's stat.npy, Cellpose's _seg.npy, or a submission.json "
         "whose neurons someone corrected; for one RECORDING (default: those in or beside the recording)",
     )
-    group.add_argument(
-        "--pixels-per-micron",
-        type=number_in(float, 0.001, 1000),
-        metavar="N",
-        help="the scale, where no info.json says it (default: as the frames' files say, otherwise unknown)",
-    )
+    add_scale_option(group)
     args = parser.parse_args()
     if args.labels is not None and len(args.recordings) > 1:
         parser.error("--labels is for one RECORDING; prepare the recordings one by one")
@@ -396,13 +423,21 @@ def prediction_options(description: str) -> argparse.Namespace:
     parser = Parser(
         description,
         "python conv2d_predict.py train test --save-model weights.pt\n"
-        "  python conv2d_predict.py test --model weights.pt",
+        "  python conv2d_predict.py test --model weights.pt\n"
+        "  python conv2d_predict.py monday/mouse1.tif monday/mouse2.tif --model weights.pt "
+        "--output monday/found.json",
     )
     group = parser.add_argument_group("input and output")
     group.add_argument(
         "train_folder", nargs="?", metavar="TRAIN_FOLDER", help="holds X_NAME.npy and y_NAME.npy files"
     )
-    group.add_argument("test_folder", metavar="TEST_FOLDER", help="holds X_NAME.npy files")
+    group.add_argument(
+        "tests",
+        nargs="+",
+        metavar="TEST_FOLDER",
+        help="holds X_NAME.npy files; or a RECORDING, or several, which are prepared on the way, as "
+        "preprocessing.py does, into the folder of --output",
+    )
     group.add_argument(
         "--output",
         default="submission.json",
@@ -420,7 +455,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     group.add_argument(
         "--model",
         metavar="FILE",
-        help="use these weights of an earlier run and do not train; TEST_FOLDER is given alone",
+        help="use these weights of an earlier run and do not train; no TRAIN_FOLDER is given",
     )
     group.add_argument(
         "--export",
@@ -429,7 +464,8 @@ def prediction_options(description: str) -> argparse.Namespace:
         metavar="FORMAT[,FORMAT]",
         help="beside the submission write the neurons for other programs too: imagej (a zip of ROIs for "
         "Fiji), labels (a label image for napari, Cellpose, QuPath), suite2p (a folder for its GUI), csv (a "
-        "table); the last two with traces if --recordings says where the frames are",
+        "table); the last two with traces, of recordings that are prepared on the way, or whose frames "
+        "--recordings finds",
     )
     group.add_argument(
         "--recordings",
@@ -441,6 +477,8 @@ def prediction_options(description: str) -> argparse.Namespace:
     add_training_options(parser)
     add_detection_options(parser)
     add_running_options(parser)
+    add_recording_options(parser)
+    add_scale_option(parser)
     args = parser.parse_args()
     if args.train_folder is None and args.model is None:
         parser.error("give TRAIN_FOLDER and TEST_FOLDER, or TEST_FOLDER and --model FILE")
@@ -449,9 +487,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     if args.start_from and os.path.realpath(args.save_model) == os.path.realpath(args.start_from):
         parser.error(f"{args.start_from} would be replaced; name another file with --save-model")
     if args.train_folder is not None and args.model is not None:
-        parser.error(
-            f"with --model nothing is trained; leave {args.train_folder} out, or --model to train on it"
-        )
+        args.train_folder, args.tests = None, [args.train_folder, *args.tests]
     if args.recordings is not None and not set(args.export) & set(WITH_TRACES):
         parser.error("--recordings is for the traces of --export suite2p or csv; add one of them")
     return args

@@ -15,11 +15,12 @@ from neurodetect import console
 def main() -> None:
     args = console.labels_options(__doc__)
 
-    from neurodetect.formats.labels import read_labels
+    from neurodetect.formats.labels import read_named_labels
     from neurodetect.regions import write_regions
 
-    regions = read_labels(args.labels, tuple(args.shape) if args.shape else None)
-    write_regions(args.regions, regions)
+    neurons = read_named_labels(args.labels, tuple(args.shape) if args.shape else None)
+    regions, names = [region for region, _ in neurons], [name for _, name in neurons]
+    write_regions(args.regions, regions, names)
     console.say(f"Wrote {args.regions}: {console.count(len(regions), 'neuron')}")
 
 

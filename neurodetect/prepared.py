@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +32,19 @@ from neurodetect.recording import (
     pixels_per_micron_of,
     read_info,
 )
-from neurodetect.regions import dataset_name, read_regions, regions_as_json, regions_to_mask
+from neurodetect.regions import dataset_name, read_regions, regions_as_json, regions_to_mask, whole_name
 
-# What may be chosen of a recording's frames: options of `open_recording`, and the first and the last frame,
-# counted from 1. Where it was, `info_NAME.json` has it under "reading".
-READING = {"channel": int, "plane": int, "dataset": str, "axes": str, "transpose": bool, "frames": list}
+# What may be chosen of a recording: options of `open_recording`, and the first and the last frame, counted
+# from 1. Where it was, `info_NAME.json` has it under "reading".
+READING = {
+    "channel": int,
+    "plane": int,
+    "dataset": str,
+    "axes": str,
+    "transpose": bool,
+    "frames": list,
+    "crop": list,
+}
 SAME = 1e-6  #: of the largest value, or of the value itself, by which rounding may change a mean
 LONGEST_NAME = 200  #: bytes of a recording's name; file systems allow 255, and our files' names are longer
 
@@ -65,6 +73,7 @@ def write_prepared(
     *,
     valid: np.ndarray | None = None,
     reading: Mapping[str, Any] | None = None,
+    names: Sequence[str | int | None] | None = None,
 ) -> None:
     """Write `X_NAME.npy` and, for a labelled recording, `y_NAME.npy` and `regions_NAME.json`.
 
@@ -85,6 +94,8 @@ def write_prepared(
         Kept in `info_NAME.json`: the distance at which neurons match is 5 µm.
     valid : bool (H, W), optional
         Which pixels any frame has; the others only fill the image.
+    names : sequence of str, int or None, optional
+        Of the neurons: their "id" in `regions_NAME.json`.
     reading : mapping, optional
         What was chosen of the frames, see `READING`, for `open_frames`.
 
@@ -119,7 +130,7 @@ def write_prepared(
     # is killed in between leaves nothing that could be taken for one preparation.
     contents = {info_file: json_bytes(info)} if info else {}
     if regions is not None:
-        contents[regions_file] = json_bytes(regions_as_json(regions), indent=None)
+        contents[regions_file] = json_bytes(regions_as_json(regions, names), indent=None)
         contents[mask_file] = array_bytes(regions_to_mask(regions, image.shape))
     if valid is not None:
         contents[valid_file] = array_bytes(valid.astype(np.uint8))
@@ -179,6 +190,11 @@ def prepared_names(folder: str | Path) -> list[str]:
     if not names:
         raise UserError(f"{folder}: holds no X_*.npy; run preprocessing.py RECORDING {folder} first")
     return sorted(names, key=natural_key)
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether it is a folder into which a recording was prepared."""
+    return any(Path(folder).glob("X_*.npy"))
 
 
 def read_prepared(folder: str | Path, name: str) -> Prepared:
@@ -258,7 +274,7 @@ def open_frames(place: str | Path, folder: str | Path, recording: Prepared) -> t
     reading = read_info(info_file).get("reading", {})
     if not is_reading(reading):
         raise UserError(f"{info_file}: does not say how the frames were read; run preprocessing.py again")
-    path = find_recording(place, recording.name)
+    path = find_recording(place, whole_name(recording.name))
     options = {key: value for key, value in reading.items() if key != "frames"}
     try:
         movie = open_recording(path, **options, labelled=False)
@@ -280,7 +296,10 @@ def is_reading(value: Any) -> bool:
     """Whether a value is as `READING` says."""
     if not isinstance(value, dict) or not all(type(value[key]) is READING.get(key) for key in value):
         return False
-    return "frames" not in value or [type(number) for number in value["frames"]] == [int, int]
+    pairs = [*value.get("crop", []), *([value["frames"]] if "frames" in value else [])]
+    return len(value.get("crop", [1, 2])) == 2 and all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs
+    )
 
 
 def require_same_image(path: Path, image: np.ndarray, valid: np.ndarray | None, recording: Prepared) -> None:
@@ -381,7 +400,7 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     return {name: by_dataset[dataset_name(name)] for name in names}
 
 
-def digests(folder: str | Path, recordings: Sequence[Prepared]) -> dict[str, str]:
+def digests(folder: str | Path, recordings: Iterable[Prepared]) -> dict[str, str]:
     """SHA-256 of the files that recordings were read from, by the files' names."""
     files = [file for recording in recordings for file in paths(Path(folder), recording.name)]
     return {file.name: digest(file) for file in files if file.exists()}

@@ -24,9 +24,12 @@ from neurodetect.files import UserError, listed, positive_number, read_json, rea
 from neurodetect.formats.folders import frame_files, require_one_movie
 from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
-from neurodetect.formats.labels import find_labels, read_labels
+from neurodetect.formats.labels import Named, find_labels, read_named_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
 from neurodetect.formats.tiff import HEADERS, TiffFrames
+from neurodetect.regions import cut_region, part_name
+
+Crop = Sequence[Sequence[int]]  #: first row and end of the rows, first column and end of the columns
 
 # Formats of movies that are none of ours, by their suffixes.
 FOREIGN = {
@@ -53,7 +56,7 @@ class Recording:
     Attributes
     ----------
     name : str
-        The folder's name, or the file's without its suffix.
+        The folder's name, or the file's without its suffix; of a part of the image see `part_name`.
     path : Path
         The folder or the file.
     shape : (int, int)
@@ -62,6 +65,8 @@ class Recording:
         Of every frame: an integer or float type.
     regions : list of (n, 2) int arrays, or None
         The labelled neurons as `[row, column]` pixels; None when the recording has no labels.
+    names : list of str, int or None
+        Of each of them, see `read_named_labels`.
     info : dict
         What `info.json` says; empty without one.
     notes : list of str
@@ -72,10 +77,11 @@ class Recording:
         self,
         path: Path,
         frames: TiffFrames | Hdf5Frames,
-        regions: list[np.ndarray] | None,
+        neurons: Named | None,
         info: dict[str, Any],
         notes: Sequence[str],
         scale: float | None,
+        crop: Crop | None,
     ) -> None:
         self.path = path
         self.name = name_of(path)
@@ -85,7 +91,38 @@ class Recording:
         self._scale = scale
         self.shape: tuple[int, int] = frames.shape
         self.dtype: np.dtype = frames.dtype
-        self.regions = regions
+        self._part: tuple[slice, slice] | None = None
+        if crop is not None:
+            neurons = self._cut(crop, neurons)
+        self.regions = None if neurons is None else [region for region, _ in neurons]
+        self.names = [name for _, name in neurons or ()]
+
+    def _cut(self, crop: Crop, neurons: Named | None) -> Named | None:
+        """Become a part of the recording, see `open_recording`; returns what of the neurons lies in it."""
+        rows, columns = (range(*sides) for sides in crop)
+        height, width = self.shape
+        if not (0 <= rows.start < rows.stop <= height and 0 <= columns.start < columns.stop <= width):
+            raise UserError(
+                f"{self.path}: has rows 0 to {height} and columns 0 to {width}; choose a part of them with "
+                "--crop ROW:ROW,COLUMN:COLUMN, rows first"
+            )
+        self.name = part_name(self.name, rows, columns)
+        self.shape = len(rows), len(columns)
+        self._part = slice(*crop[0]), slice(*crop[1])
+        self.notes.append(
+            f"rows {rows.start} to {rows.stop - 1} and columns {columns.start} to {columns.stop - 1} alone; "
+            f"[0, 0] of what is written is [{rows.start}, {columns.start}] of the recording"
+        )
+        if neurons is None:
+            return None
+        parts = [(cut_region(region, rows, columns), name) for region, name in neurons]
+        inside = [len(part) > 0 for part, _ in parts]
+        whole = [len(part) == len(region) for (part, _), (region, _) in zip(parts, neurons, strict=True)]
+        self.notes.append(
+            f"{sum(inside)} of {len(neurons)} labelled neurons lie there, {sum(inside) - sum(whole)} of them "
+            "cut at its edges"
+        )
+        return [part for part in parts if len(part[0])]
 
     @property
     def pixels_per_micron(self) -> float | None:
@@ -126,18 +163,20 @@ class Recording:
             A file is unreadable, truncated or of another format, or a frame has another shape or type
             than the first, or is not finite.
         """
-        return self._frames.between(first, len(self) if last is None else last)
+        frames = self._frames.between(first, len(self) if last is None else last)
+        return frames if self._part is None else (frame[self._part] for frame in frames)
 
     def tiles(self, first: int = 0, last: int | None = None) -> list[Tile] | None:
         """The same frames in tiles of the image, where that is faster; see `Hdf5Frames.tiles`."""
-        if isinstance(self._frames, TiffFrames):
+        if isinstance(self._frames, TiffFrames) or self._part is not None:
             return None
         tiles = self._frames.tiles(first, len(self) if last is None else last)
         return None if tiles is None else list(tiles)
 
     def frame(self, index: int) -> np.ndarray:
         """One frame by its number, from 0: (H, W). Raises as `frames` does."""
-        return self._frames.frame(index)
+        frame = self._frames.frame(index)
+        return frame if self._part is None else frame[self._part]
 
 
 def open_recording(
@@ -150,6 +189,7 @@ def open_recording(
     labels: str | Path | None = None,
     pixels_per_micron: float | None = None,
     labelled: bool = True,
+    crop: Crop | None = None,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
 
@@ -171,6 +211,9 @@ def open_recording(
         The scale, where no `info.json` says it.
     labelled : bool
         Whether to look for labels; otherwise it does not matter what is wrong with them.
+    crop : ((int, int), (int, int)), optional
+        Only the rows from the first to before the second, counted from 0, and columns alike: a recording of
+        its own. Its neurons are cut at the edges, and their pixels are counted from its own first ones.
 
     Returns
     -------
@@ -198,8 +241,8 @@ def open_recording(
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        regions, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
-        return Recording(path, frames, regions, {}, frames.notes + unread, pixels_per_micron)
+        neurons, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
+        return Recording(path, frames, neurons, {}, frames.notes + unread, pixels_per_micron, crop)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
     if not files:
@@ -215,11 +258,11 @@ def open_recording(
     notes = [*chosen.notes, *frames.notes]
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
-    regions, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
+    neurons, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
     info = read_info(path / "info.json")
     if pixels_per_micron and pixels_per_micron_of(info) not in (None, pixels_per_micron):
         notes.append(f"info.json says {pixels_per_micron_of(info):g} pixels per micron, which counts")
-    return Recording(path, frames, regions, info, notes + unread, pixels_per_micron)
+    return Recording(path, frames, neurons, info, notes + unread, pixels_per_micron, crop)
 
 
 def name_of(path: Path) -> str:
@@ -261,20 +304,21 @@ def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> No
 
 def labelled_neurons(
     path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None
-) -> tuple[list[np.ndarray] | None, list[str]]:
-    """The labelled neurons of a recording, None without labels, and a line on what is not read as labels.
+) -> tuple[Named | None, list[str]]:
+    """The labelled neurons of a recording with their names, None without labels; a line on what is not read.
 
     They come from the given file, or else from what lies in or beside the recording, or from the NWB file.
     """
     if labels is not None:
-        return read_labels(Path(labels), frames.shape, name_of(path)), []
+        return read_named_labels(Path(labels), frames.shape, name_of(path)), []
     found, unread = find_labels(path)
     names = listed(file.name for file in unread)
     notes = [f"{names}: not read; --labels FILE says which file has the labels"] if unread else []
     if found is not None:
-        return read_labels(found, frames.shape, name_of(path)), notes
+        return read_named_labels(found, frames.shape, name_of(path)), notes
     if isinstance(frames, Hdf5Frames):
-        return read_plane_segmentation(path, frames.shape, frames.turned, frames.name), notes
+        segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
+        return None if segmented is None else [(region, None) for region in segmented], notes
     return None, notes
 
 
@@ -352,7 +396,7 @@ def refuse_recording(folder: str | Path) -> None:
         The folder, or the file in its place, is a recording.
     """
     folder = Path(folder)
-    prepared = folder.is_dir() and any(file.match("X_*.npy") for file in visible_files(folder))
+    prepared = any(folder.glob("X_*.npy"))
     if is_recording(folder) and ((folder / "images").is_dir() or not prepared):
         raise UserError(
             f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"

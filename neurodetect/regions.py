@@ -444,14 +444,22 @@ def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.n
     return unique_pixels(coordinates.astype(np.int64))
 
 
-def regions_as_json(regions: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The value that neurofinder's JSON has for these neurons."""
-    return [{"coordinates": np.asarray(region).tolist()} for region in regions]
+def regions_as_json(
+    regions: Sequence[np.ndarray], names: Sequence[str | int | None] | None = None
+) -> list[dict[str, Any]]:
+    """The value that neurofinder's JSON has for these neurons; each that has a name has it as "id"."""
+    entries: list[dict[str, Any]] = [{"coordinates": np.asarray(region).tolist()} for region in regions]
+    for entry, name in zip(entries, names or [None] * len(entries), strict=True):
+        if name is not None:
+            entry["id"] = name
+    return entries
 
 
-def write_regions(path: str | Path, regions: Sequence[np.ndarray]) -> None:
-    """Write a neurofinder `regions.json`."""
-    write_json(path, regions_as_json(regions), indent=None)
+def write_regions(
+    path: str | Path, regions: Sequence[np.ndarray], names: Sequence[str | int | None] | None = None
+) -> None:
+    """Write a neurofinder `regions.json`, see `regions_as_json`."""
+    write_json(path, regions_as_json(regions, names), indent=None)
 
 
 # The submission
@@ -460,6 +468,18 @@ def write_regions(path: str | Path, regions: Sequence[np.ndarray]) -> None:
 def dataset_name(name: str) -> str:
     """The challenge's name of a recording: its folder's name without a leading `neurofinder.`."""
     return name.removeprefix("neurofinder.")
+
+
+def cut_region(region: np.ndarray, rows: range, columns: range) -> np.ndarray:
+    """What of a neuron's pixels (n, 2) lies in a part of the image, as pixels of the part: (m, 2).
+
+    Examples
+    --------
+    >>> cut_region(np.array([[4, 7], [5, 7], [5, 8]]), range(5, 9), range(7, 20)).tolist()
+    [[0, 0], [0, 1]]
+    """
+    moved = region - (rows.start, columns.start)
+    return moved[((moved >= 0) & (moved < (len(rows), len(columns)))).all(axis=1)]
 
 
 def part_name(name: str, rows: range, columns: range) -> str:

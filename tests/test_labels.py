@@ -145,7 +145,7 @@ def test_kinds_of_outlines_by_hand(tmp_path):
     rois = [roi_of("RECT", 3, 4, 6, 6), traced, roi_of("OVAL", 2, 3, 6, 7), composite]
     roifile.roiwrite(tmp_path / "a.zip", rois, name=["a", "b", "c", "d"])
     read = read_neurons(tmp_path / "a.zip", SHAPE)
-    rectangle, freehand, oval, ring = (as_mask(region) for region in read)
+    rectangle, freehand, oval, ring = (as_mask(region) for region, _ in read)
     expected = np.zeros(SHAPE, bool)
     expected[4:6, 3:6] = True
     assert np.array_equal(rectangle, expected) and np.array_equal(freehand, expected)

@@ -15,8 +15,8 @@ FAR_APART = 6  #: pixels, up to which two pieces are not far apart; from twice a
 COLOUR = "is a colour image; export numbers, as grey values or TIFF"
 
 
-def read_label_image(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
-    """Neurons of a `.tif`, `.tiff`, `.png` or plain `.npy` label image. See `labels.read_labels`."""
+def read_label_image(path: Path, shape: tuple[int, int] | None) -> list[tuple[np.ndarray, int]]:
+    """Neurons of a `.tif`, `.tiff`, `.png` or plain `.npy` label image. See `labels.read_named_labels`."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         image = read_array(path, "save the label image again")
@@ -25,8 +25,10 @@ def read_label_image(path: Path, shape: tuple[int, int] | None) -> list[np.ndarr
     return image_to_regions(image, shape, path)
 
 
-def image_to_regions(image: np.ndarray, shape: tuple[int, int] | None, path: Path) -> list[np.ndarray]:
-    """Neurons of a label image of whatever type, in the order of their numbers.
+def image_to_regions(
+    image: np.ndarray, shape: tuple[int, int] | None, path: Path
+) -> list[tuple[np.ndarray, int]]:
+    """Neurons of a label image of whatever type with their numbers, in the order of these.
 
     Raises
     ------
@@ -61,7 +63,7 @@ def image_to_regions(image: np.ndarray, shape: tuple[int, int] | None, path: Pat
     if len(regions) == 1 and count_pieces(regions[0]) > 1:
         raise UserError(f"{path}: is a mask, all its neurons have one number; give each a number of its own")
     report_pieces(regions, numbered, path)
-    return regions
+    return list(zip(regions, numbered.tolist(), strict=True))
 
 
 def report_pieces(regions: Sequence[np.ndarray], numbers: np.ndarray, path: Path) -> None:

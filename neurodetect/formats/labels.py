@@ -31,6 +31,8 @@ ROI_SUFFIXES = (".zip", ".roi")
 LABEL_WORD = r"(seg|(cp_)?masks?|rois?|roi_?set|regions|labels|sources|stat|suite2p)"
 LABEL_NAME = re.compile(rf"(.*[\W_])?{LABEL_WORD}", re.IGNORECASE)
 SUITE2P_FILE = re.compile(r"(iscell|ops|redcell|F|Fneu|spks)(_chan2)?\.npy")  #: what lies beside a stat.npy
+Name = str | int | None  #: of a neuron
+Named = Sequence[tuple[np.ndarray, Name]]
 LEFTOVERS = ("thumbs.db", "desktop.ini")  #: which Windows puts into folders
 
 
@@ -61,16 +63,27 @@ def read_labels(
         The file is missing, malformed or of another shape, or a neuron has no pixel in the image. ImageJ
         draws over the border: what of a ROI lies outside the image is left out.
     """
+    return [region for region, _ in read_named_labels(path, shape, name)]
+
+
+def read_named_labels(
+    path: str | Path | Sequence[Path], shape: tuple[int, int] | None = None, name: str | None = None
+) -> Named:
+    """What `read_labels` reads, each neuron with its name.
+
+    That is the number in a label image, the name of an ImageJ ROI, the index of a ROI of Suite2p, the "id" in
+    JSON; None in JSON without.
+    """
     path = Path(path) if isinstance(path, str) else path
-    regions = read_neurons(path, shape, name)
-    once: dict[bytes, np.ndarray] = {}
-    for region in regions:
-        once.setdefault(region.tobytes(), region)
-    if len(once) < len(regions):
+    neurons = read_neurons(path, shape, name)
+    once: dict[bytes, tuple[np.ndarray, Name]] = {}
+    for region, name_of_it in neurons:
+        once.setdefault(region.tobytes(), (region, name_of_it))
+    if len(once) < len(neurons):
         source = path if isinstance(path, Path) else path[0].parent
-        repeats = len(regions) - len(once)
+        repeats = len(neurons) - len(once)
         warnings.warn(
-            f"{source}: {repeats} of {len(regions)} neurons have the pixels of another one and are left out",
+            f"{source}: {repeats} of {len(neurons)} neurons have the pixels of another one and are left out",
             stacklevel=2,
         )
     return list(once.values())
@@ -78,8 +91,8 @@ def read_labels(
 
 def read_neurons(
     path: Path | Sequence[Path], shape: tuple[int, int] | None = None, name: str | None = None
-) -> list[np.ndarray]:
-    """What `read_labels` reads, neurons that are there twice too."""
+) -> Named:
+    """What `read_named_labels` reads, neurons that are there twice too."""
     if not isinstance(path, Path):
         return read_rois(path, shape)
     if path.is_dir():
@@ -99,13 +112,13 @@ def read_neurons(
     raise UserError(f"{path}: is no file of labels; those end in {', '.join(LABEL_SUFFIXES)}")
 
 
-def read_json_neurons(path: Path, shape: tuple[int, int] | None, name: str | None) -> list[np.ndarray]:
+def read_json_neurons(path: Path, shape: tuple[int, int] | None, name: str | None) -> Named:
     """Neurons of a `regions.json`, or of the recording of this name in a `submission.json`."""
     value = read_json(path, LARGEST_SUBMISSION)
     if isinstance(value, dict) and isinstance(value.get("regions"), list):
         value = value["regions"]
     if not is_submission(value):
-        return parse_regions(value, shape, source=str(path))
+        return named(value, parse_regions(value, shape, source=str(path)))
     datasets = parse_submission(value, source=str(path))
     names, wanted = list(datasets), dataset_name(name or "")
     if wanted not in datasets:
@@ -118,7 +131,14 @@ def read_json_neurons(path: Path, shape: tuple[int, int] | None, name: str | Non
         wanted = names[0]
         if name is not None:
             warnings.warn(f"{path}: has neurons of {wanted}, which are taken for {name}", stacklevel=2)
-    return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")
+    return named(datasets[wanted], parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}"))
+
+
+def named(value: list[dict], regions: list[np.ndarray]) -> Named:
+    """The neurons of parsed JSON with their "id", where that is text or a whole number."""
+    ids = (entry.get("id") for entry in value)
+    names = (one if isinstance(one, str) or type(one) is int else None for one in ids)
+    return list(zip(regions, names, strict=True))
 
 
 def is_submission(value: Any) -> bool:
@@ -129,7 +149,7 @@ def is_submission(value: Any) -> bool:
 # Suite2p and Cellpose
 
 
-def read_npy(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
+def read_npy(path: Path, shape: tuple[int, int] | None) -> Named:
     """Neurons of Suite2p's `stat.npy`, of Cellpose's `_seg.npy`, or of a label image as numpy saves it."""
     objects = read_objects(path)
     if objects is None:
@@ -146,7 +166,7 @@ def read_npy(path: Path, shape: tuple[int, int] | None) -> list[np.ndarray]:
     )
 
 
-def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path) -> list[np.ndarray]:
+def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path) -> Named:
     """Neurons of Suite2p's ROIs: those that `iscell.npy` beside it calls cells, all where there is none.
 
     Pixels that a ROI shares with another one (`overlap`) are its own too.
@@ -171,14 +191,14 @@ def stat_to_regions(stat: list[dict], shape: tuple[int, int] | None, path: Path)
                 f"{path}: of {len(stat)} ROIs {len(cells)} are taken, which iscell.npy calls cells",
                 stacklevel=2,
             )
-    regions = []
-    for index in cells:
+    regions: list[tuple[np.ndarray, Name]] = []
+    for index in cells.tolist():
         source = f"{path}: ROI {index}"
         try:
             pixels = np.transpose([plain(stat[index]["ypix"]), plain(stat[index]["xpix"])])
         except ValueError:
             raise UserError(f"{source} has more ypix than xpix or fewer; save it again") from None
-        regions.append(parse_region({"coordinates": pixels}, shape, source))
+        regions.append((parse_region({"coordinates": pixels}, shape, source), index))
     return regions
 
 
@@ -357,7 +377,9 @@ def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.nda
     path = Path(path)
     value = read_json(path, LARGEST_SUBMISSION) if path.suffix.lower() == ".json" else None
     if not is_submission(value):
-        return read_neurons(path) if value is None else parse_regions(value, None, source=str(path))
+        if value is None:
+            return [region for region, _ in read_neurons(path)]
+        return parse_regions(value, None, source=str(path))
     datasets = parse_submission(value, source=str(path))
     return {
         name: parse_regions(regions, None, source=f"{path}: {name}") for name, regions in datasets.items()

@@ -6,7 +6,7 @@ import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,8 @@ LARGEST_NUMBER = 2**31  #: of an oval's box in pixels; ImageJ's whole numbers en
 logging.getLogger("roifile").addHandler(logging.NullHandler())  # our errors say it in one line
 
 
-def read_rois(files: Path | Sequence[Path], shape: tuple[int, int] | None) -> list[np.ndarray]:
-    """Neurons of a `.zip`, or of one or several `.roi` files. See `labels.read_labels`."""
+def read_rois(files: Path | Sequence[Path], shape: tuple[int, int] | None) -> list[tuple[np.ndarray, str]]:
+    """Neurons of a `.zip`, or of one or several `.roi` files. See `labels.read_named_labels`."""
     from roifile import ImagejRoi
 
     files = [files] if isinstance(files, Path) else files
@@ -49,7 +49,8 @@ def read_rois(files: Path | Sequence[Path], shape: tuple[int, int] | None) -> li
                 f"{source} has no pixel in an image of {shape[0]} rows and {shape[1]} columns; "
                 "is it of this recording?"
             )
-        regions.append(region)
+        # The ROI manager shows the file's name where the ROI has none of its own.
+        regions.append((region, roi.name or PurePath(name).name.removesuffix(".roi")))
         # In an image of channels and planes `position` counts their pairs.
         alone = roi.position if not (roi.c_position or roi.z_position) else 0
         positions.add((roi.c_position, roi.z_position, alone))
