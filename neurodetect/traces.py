@@ -53,7 +53,7 @@ def extract(
     Parameters
     ----------
     frames : iterable of (H, W) arrays
-        One at a time is in memory.
+        One at a time is in memory, and the traces twice at the end.
     regions : sequence of (n, 2) int arrays
         `[row, column]` pixels of each neuron, see `neuron_pixels`.
     shape : (int, int)
@@ -84,7 +84,7 @@ def extract(
             yield frame
 
     projection = project(measured())
-    both = np.ascontiguousarray(np.array(rows).T)
+    both = np.stack(rows, axis=1)
     return Traces(both[: len(regions)], both[len(regions) :], surrounds), projection
 
 
