@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from neurodetect.device import arithmetic, is_out_of_memory
+from neurodetect.device import arithmetic, is_out_of_memory, repeatable
 from neurodetect.files import UserError
 from neurodetect.network import MAPS_AFTER_POOL, NeuronNet
 from neurodetect.patches import PatchSampler
@@ -345,13 +345,14 @@ def train_step(
     """One step of Adam on one batch, handled in parts; returns its loss, detached, on the device."""
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=windows.device)
-    for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
-        with arithmetic(windows.device, precision):
-            logits = network(some.to(memory_format=torch.channels_last))
-        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
-        loss = loss * (len(some) / len(windows))
-        loss.backward()
-        total += loss.detach()
+    with repeatable():
+        for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
+            with arithmetic(windows.device, precision):
+                logits = network(some.to(memory_format=torch.channels_last))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+            loss = loss * (len(some) / len(windows))
+            loss.backward()
+            total += loss.detach()
     if centered:
         center_gradient(network)
     optimizer.step()

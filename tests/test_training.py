@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurodetect.detection import TrainingSettings, split_folds, train_network
 from neurodetect.device import choose_device, choose_precision
@@ -19,6 +20,7 @@ from neurodetect.prepared import Prepared
 from neurodetect.projection import clip_bright, mean_projection, standardize
 from neurodetect.regions import regions_to_mask
 from neurodetect.resume import Checkpoint
+from neurodetect.sliding_window import probability_map
 from neurodetect.synthetic import simulate_frames, simulate_regions
 from neurodetect.training import (
     BETAS,
@@ -464,6 +466,50 @@ def test_device_and_precision():
     assert choose_precision("auto", CPU) in ("float32", "bfloat16")
     with pytest.raises(ValueError, match="float16"):
         choose_precision("float16", CPU)
+
+
+def test_convolutions_are_repeatable_and_float32_forward_and_backward(recordings, monkeypatch):
+    """What cuDNN is told, seen where it looks: at each convolution and at each gradient of one."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    seen = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            if "convolution" in str(operation):
+                seen.append((str(operation), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32))
+            return operation(*arguments, **(options or {}))
+
+    net = NeuronNet()
+    windows, targets = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask]).sample(4)
+    with Look():
+        train_step(net, make_optimizer(net, CPU), windows, targets, "float32", parts=2)
+        window_error(net, windows, targets, "float32")
+        probability_map(net, np.zeros((3, 3)), 20)
+    assert {name.split(".")[1] for name, *_ in seen} == {"convolution", "convolution_backward"}
+    assert {tuple(flags) for _, *flags in seen} == {(True, False, False)}
+    assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkeypatch):
+    """And nothing in it is refused by PyTorch's list of operations that may not."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for _ in range(2):
+            settings = how(iterations=8, batch_size=20, device="cuda", precision=precision)
+            net, history = train_network(recordings[:2], settings, held_out=recordings[2:])
+            image = standardize(recordings[2].image)
+            results.append((net, history, probability_map(net, image, 5, precision=precision)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    (first, history, found), (second, *again) = results
+    assert history == again[0] and (found == again[1]).all()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
