@@ -40,6 +40,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device can be recorded once and replayed as a whole, and is waited for only where a
+    number is read."""
+    return device.type == "cuda"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the CPU or on a CUDA device.
 
