@@ -120,6 +120,8 @@ def train(
         ) as bar,
         signals_held() as stop,
     ):
+        if history:
+            bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         while done < iterations and not stop():
             if recipe == "standard":
                 set_learning_rates(optimizer, rate_share(done, iterations))
@@ -131,14 +133,15 @@ def train(
                 history.append({"iteration": done, "loss": finite_loss(running, done)})
                 if check is not None:
                     history[-1]["held_out_error"] = step.window_error(*check)
-            if done % 10 == 0 and device.type == "cpu":
+                bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
+            elif done % 10 == 0 and not has_graphs(
+                device
+            ):  # there, reading it would hold up the steps to come
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
             if checkpoint is not None and time.monotonic() - kept >= checkpoint.seconds:
                 keep()
                 kept_at, kept = done, time.monotonic()
-        if history:
-            bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         if checkpoint is not None and done > kept_at:
             keep()
     if done < iterations:

@@ -660,6 +660,22 @@ def test_nothing_is_recorded_where_memory_could_run_out_in_the_middle(recordings
     assert played.log == [*plain, *plain, *plain, "record", "replay", "replay"]
 
 
+def test_the_loss_is_read_every_hundred_iterations_where_steps_are_replayed(recordings, monkeypatch, capsys):
+    """On a GPU nothing else may wait for a number: every one that is read holds up the steps to come."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.progress.DELAY", 0)
+    PlayedCuda(monkeypatch)
+    losses = iter(range(1, 251))
+    monkeypatch.setattr(Step, "__call__", lambda *_: torch.tensor(float(next(losses))))
+    read, item = [], torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: read.append(item(self)) or read[-1])
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
+    history = train(NeuronNet(), sampler, 250, 2, recipe="standard", description="training")
+    assert [entry["iteration"] for entry in history] == [100, 200, 250]
+    assert read == [entry["loss"] for entry in history]
+    assert f"loss {read[-1]:.3f}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_network_can_be_made_without_memory():
     with torch.device("meta"):
         assert NeuronNet().dense.weight.is_meta
