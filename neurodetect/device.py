@@ -40,6 +40,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on a device can be recorded once and replayed as a whole, and is waited for only where a
+    number is read."""
+    return device.type == "cuda"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the CPU or on a CUDA device.
 
@@ -53,15 +59,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Context in which the network computes in this precision; weights stay float32.
+def repeatable() -> Iterator[None]:
+    """Context in which CUDA's convolutions give the same bits every time, and float32 means it.
 
-    float32 means it: where CUDA's convolutions would round to TensorFloat-32, with three digits, they don't.
+    Left to itself cuDNN may take algorithms that add in an order left to chance, and rounds to
+    TensorFloat-32, with three digits. A convolution looks at this when it is computed, and again when its
+    gradient is: both belong into the context.
     """
-    rounded = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
+        yield
     finally:
-        torch.backends.cudnn.allow_tf32 = rounded
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Context in which the network computes in this precision, see `repeatable`; weights stay float32."""
+    with repeatable(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain, product
 
@@ -43,13 +42,14 @@ from torch.nn import functional
 
 from neurodetect.device import arithmetic, choose_precision, is_out_of_memory
 from neurodetect.files import UserError
-from neurodetect.network import MARGIN, TARGET, WINDOW, NeuronNet
+from neurodetect.network import MAPS_MULTIPLE, MARGIN, TARGET, WINDOW, NeuronNet, with_empty_maps
 from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
 
 # A processor's caches want little at a time, a GPU's thousands of cores much.
 BLOCK_SIDE = {"cpu": 48, "cuda": 192}  #: side of a block of windows where the caller does not say
 BATCH = {"cpu": 512, "cuda": 8192}  #: windows at a time in corners and dense layers
+Weights = tuple[Tensor, Tensor]  #: of a layer: its weights and its biases
 LOW, HIGH, INTERIOR, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
 
 
@@ -249,8 +249,9 @@ class _SharingNetwork:
     """The network's layers, in the precision and the memory order that suit shared features."""
 
     def __init__(self, network: NeuronNet, dtype: torch.dtype) -> None:
+        multiple = MAPS_MULTIPLE.get(network.dense.weight.device.type, 1)
         self.before_pool, self.after_pool = (
-            [deepcopy(layer).to(dtype=dtype, memory_format=torch.channels_last) for layer in layers]
+            [_weights(layer, multiple, dtype) for layer in layers]
             for layers in (
                 (network.conv1, network.conv2, network.conv3),
                 (network.conv4, network.conv5, network.conv6),
@@ -259,6 +260,7 @@ class _SharingNetwork:
         # The network lists features map by map; here they come cell by cell.
         maps, cells = network.conv6.out_channels, WINDOW // 2
         dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
+        dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
         self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
         self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
         self.dtype = dtype
@@ -267,11 +269,11 @@ class _SharingNetwork:
         """Probabilities (rows, columns, 20, 20) for the windows of a block, float32."""
         seen = padded[rows[0] : rows[-1] + WINDOW, columns[0] : columns[-1] + WINDOW].to(self.dtype)
         zones = [Zones.of_image(seen, rows, columns)]
-        for layer in self.before_pool:
-            zones.append(zones[-1].after_convolution(layer))
+        for weights in self.before_pool:
+            zones.append(zones[-1].after_convolution(weights))
         zones.append(zones[-1].after_pooling())
-        for layer in self.after_pool:
-            zones.append(zones[-1].after_convolution(layer))
+        for weights in self.after_pool:
+            zones.append(zones[-1].after_convolution(weights))
         probabilities = padded.new_empty(len(rows), len(columns), TARGET, TARGET)
         step = min(max(1, BATCH[padded.device.type] // len(columns)), len(rows))
         cells, maps = zones[-1].cells, zones[-1].interior.shape[-1]
@@ -289,11 +291,11 @@ class _SharingNetwork:
         """Put windows' features, from the zones of all layers, into `out` (rows, columns, 20, 20, 100)."""
         pool = len(self.before_pool)
         corners = None
-        for before, layer in zip(zones[:pool], self.before_pool, strict=True):
-            corners = before.corners_after_convolution(corners, layer)
+        for before, weights in zip(zones[:pool], self.before_pool, strict=True):
+            corners = before.corners_after_convolution(corners, weights)
         corners = zones[pool].corners_after_pooling(corners)
-        for before, layer in zip(zones[pool + 1 : -1], self.after_pool, strict=True):
-            corners = before.corners_after_convolution(corners, layer)
+        for before, weights in zip(zones[pool + 1 : -1], self.after_pool, strict=True):
+            corners = before.corners_after_convolution(corners, weights)
         cells = range(zones[-1].cells)
         zones[-1].gather_cells(corners, cells, cells, out)
 
@@ -366,14 +368,14 @@ class Zones:
             rows=self.rows[some],
         )
 
-    def after_convolution(self, layer: nn.Conv2d) -> Zones:
+    def after_convolution(self, weights: Weights) -> Zones:
         """The zones after a 3 x 3 convolution and ELU: borders are one cell wider."""
         row_strips, column_strips = self._gather_strips(*self._convolved_borders())
         return replace(
             self,
-            interior=_convolve(layer, self.interior, (self.spacing, self.spacing)),
-            row_strips=_convolve(layer, row_strips, (1, self.spacing)),
-            column_strips=_convolve(layer, column_strips, (self.spacing, 1)),
+            interior=_convolve(weights, self.interior, (self.spacing, self.spacing)),
+            row_strips=_convolve(weights, row_strips, (1, self.spacing)),
+            column_strips=_convolve(weights, column_strips, (self.spacing, 1)),
         )
 
     def after_pooling(self) -> Zones:
@@ -389,9 +391,9 @@ class Zones:
             spacing=2,
         )
 
-    def corners_after_convolution(self, corners: Tensor | None, layer: nn.Conv2d) -> Tensor:
+    def corners_after_convolution(self, corners: Tensor | None, weights: Weights) -> Tensor:
         """The corners (2, 2, rows, columns, border, border, maps) after it, from those before it."""
-        return _convolve(layer, self._gather_corners(corners, *self._convolved_borders()), (1, 1))
+        return _convolve(weights, self._gather_corners(corners, *self._convolved_borders()), (1, 1))
 
     def corners_after_pooling(self, corners: Tensor) -> Tensor:
         """The corners (2, 2, rows, columns, border, border, maps) after it, from those before it."""
@@ -487,12 +489,18 @@ def _by_window(x: Tensor, axis: int, starts: range, cells: slice, spacing: int) 
     return x.unfold(axis, extent, starts.step)[..., ::spacing].movedim(-1, axis + 1)
 
 
-def _convolve(layer: nn.Conv2d, x: Tensor, dilation: tuple[int, int]) -> Tensor:
+def _weights(layer: nn.Conv2d, multiple: int, dtype: torch.dtype) -> Weights:
+    """A layer's weights and biases, see `network.with_empty_maps`, in a dtype and the order of maps last."""
+    weight, bias = with_empty_maps(layer.weight.detach(), layer.bias.detach(), multiple)
+    return weight.to(dtype=dtype, memory_format=torch.channels_last), bias.to(dtype)
+
+
+def _convolve(weights: Weights, x: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Convolution without padding and ELU on (..., rows, columns, maps).
 
     Along an axis with the cells of all windows, one a pixel, dilation is the spacing of a window's cells.
     """
-    y = functional.conv2d(_maps_first(x), layer.weight, layer.bias, dilation=dilation)
+    y = functional.conv2d(_maps_first(x), *weights, dilation=dilation)
     return _maps_last(functional.elu_(y), x.shape[:-3])
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from neurodetect.device import arithmetic, is_out_of_memory
+from neurodetect.device import arithmetic, has_graphs, is_out_of_memory, repeatable
 from neurodetect.files import UserError
 from neurodetect.network import MAPS_AFTER_POOL, NeuronNet
 from neurodetect.patches import PatchSampler
@@ -127,6 +127,8 @@ def train(
         ) as bar,
         signals_held() as stop,
     ):
+        if history:
+            bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         while done < iterations and not stop():
             if recipe == "standard":
                 set_learning_rates(optimizer, highest * rate_share(done, iterations))
@@ -138,14 +140,15 @@ def train(
                 history.append({"iteration": done, "loss": finite_loss(running, done)})
                 if check is not None:
                     history[-1]["held_out_error"] = step.window_error(*check)
-            if done % 10 == 0 and device.type == "cpu":
+                bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
+            elif done % 10 == 0 and not has_graphs(
+                device
+            ):  # there, reading it would hold up the steps to come
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
             if checkpoint is not None and time.monotonic() - kept >= checkpoint.seconds:
                 keep()
                 kept_at, kept = done, time.monotonic()
-        if history:
-            bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         if checkpoint is not None and done > kept_at:
             keep()
     if done < iterations:
@@ -161,7 +164,7 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
     The standard recipe has rates of its own for the three kinds of layers, and its weights decay (AdamW,
     Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
-    on_cuda, standard = device.type == "cuda", recipe == "standard"
+    replayed, standard = has_graphs(device), recipe == "standard"
     groups = []
     for name, parameter in network.named_parameters():
         kind = name.split(".")[0].rstrip("123456")
@@ -169,7 +172,7 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
         groups.append(
             {
                 "params": [parameter],
-                "lr": torch.tensor(highest, device=device) if on_cuda else highest,
+                "lr": torch.tensor(highest, device=device) if replayed else highest,
                 "highest": highest,
                 "weight_decay": WEIGHT_DECAY[kind] if standard else 0.0,
             }
@@ -178,7 +181,7 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
         groups,
         betas=BETAS,
         fused=True,  # with 81 million weights the plain update costs as much as the rest of a step on a CPU
-        capturable=on_cuda,
+        capturable=replayed,
     )
 
 
@@ -268,6 +271,7 @@ class Step:
     """
 
     WARM_UP = 3  #: steps before a graph is recorded, in which libraries and Adam allocate what they keep
+    SPARE = 1.25  #: times the memory that such a step took has to be free for the recording
 
     def __init__(
         self, network: NeuronNet, optimizer: torch.optim.Optimizer, precision: str, centered: bool = False
@@ -276,10 +280,15 @@ class Step:
         self.centered = centered
         self.parts = 1
         self._steps = 0
+        self._side: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, windows: Tensor, targets: Tensor) -> Tensor:
-        """Take a step on a batch; returns its loss, detached, on the device."""
+        """Take a step on a batch; returns its loss, detached, on the device.
+
+        Replayed, the loss is in a buffer that the next step overwrites: copy what shall stay. Batches have to
+        be all of one size.
+        """
         return self._in_parts(lambda: self._step(windows, targets), windows)
 
     def window_error(self, windows: Tensor, targets: Tensor) -> float:
@@ -307,32 +316,56 @@ class Step:
                         stacklevel=3,
                     )
                 self.parts *= 2
-                self._graph, self._steps = None, 0
+                self._forget()
 
     def _step(self, windows: Tensor, targets: Tensor) -> Tensor:
         allocate(self.optimizer)
-        if windows.device.type != "cuda":
+        if not has_graphs(windows.device):
             return self._plain(windows, targets)
-        if self._graph is None and self._steps < self.WARM_UP:
-            self._steps += 1
-            # A graph is recorded on a stream of its own; so what is kept must not belong to another one.
-            side = torch.cuda.Stream(windows.device)
-            side.wait_stream(torch.cuda.current_stream(windows.device))
-            with torch.cuda.stream(side):
-                loss = self._plain(windows, targets)
-            torch.cuda.current_stream(windows.device).wait_stream(side)
-            return loss
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            self._windows, self._targets = windows.clone(), targets.clone()
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.cuda.graph(graph):
-                self._loss = self._plain(self._windows, self._targets)
-            self._graph = graph
+            if self._steps < self.WARM_UP:
+                return self._warm_up(windows, targets)
+            self._record(windows, targets)
         self._windows.copy_(windows)
         self._targets.copy_(targets)
         self._graph.replay()
         return self._loss
+
+    def _warm_up(self, windows: Tensor, targets: Tensor) -> Tensor:
+        """A plain step, on the stream that the recording will be on: memory that a step leaves to the next
+        belongs to a stream."""
+        device = windows.device
+        if self._side is None:
+            self._side = torch.cuda.Stream(device)
+        if self._steps == 0:
+            torch.cuda.reset_peak_memory_stats(device)
+        self._side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._side):
+            loss = self._plain(windows, targets)
+        torch.cuda.current_stream(device).wait_stream(self._side)
+        self._steps += 1
+        return loss
+
+    def _record(self, windows: Tensor, targets: Tensor) -> None:
+        """Record a step, if there is memory for it: short of it in the middle, CUDA could not go on."""
+        device = windows.device
+        self._windows, self._targets = windows.clone(), targets.clone()
+        self.optimizer.zero_grad(set_to_none=True)
+        needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < self.SPARE * needed:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {free} bytes free to record {needed}")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=self._side):
+            self._loss = self._plain(self._windows, self._targets)
+        self._graph = graph
+
+    def _forget(self) -> None:
+        """Give back the memory of a recording, in which gradients and loss lie, and begin anew."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._graph = self._loss = self._windows = self._targets = None
+        self._steps = 0
 
     def _plain(self, windows: Tensor, targets: Tensor) -> Tensor:
         return train_step(
@@ -352,13 +385,14 @@ def train_step(
     """One step of Adam on one batch, handled in parts; returns its loss, detached, on the device."""
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=windows.device)
-    for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
-        with arithmetic(windows.device, precision):
-            logits = network(some.to(memory_format=torch.channels_last))
-        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
-        loss = loss * (len(some) / len(windows))
-        loss.backward()
-        total += loss.detach()
+    with repeatable():
+        for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
+            with arithmetic(windows.device, precision):
+                logits = network(some.to(memory_format=torch.channels_last))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+            loss = loss * (len(some) / len(windows))
+            loss.backward()
+            total += loss.detach()
     if centered:
         center_gradient(network)
     optimizer.step()

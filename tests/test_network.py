@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from neurodetect.network import NeuronNet
+from neurodetect.network import MAPS_MULTIPLE, NeuronNet
 
 
 def numpy_convolution(maps, weight, bias):
@@ -59,6 +60,39 @@ def test_forward_pass_against_numpy(network):
         expected_features, expected_logits = numpy_network(window[0].numpy(), weights)
         np.testing.assert_allclose(feature.numpy(), expected_features, atol=1e-4)
         np.testing.assert_allclose(logit.numpy(), expected_logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("multiple", [8, 16])
+def test_maps_of_zeros_change_nothing(monkeypatch, multiple):
+    """As they are computed on a GPU: features, and the gradients of every weight."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    net = NeuronNet(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(3)
+    windows = torch.randn(3, 1, 40, 40, generator=generator)
+    with torch.no_grad():  # zero biases would hide a bias in the wrong place
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=generator)
+
+    def results():
+        net.zero_grad()
+        features = net.features(windows)
+        net.classify(features).square().mean().backward()
+        return features.detach(), [parameter.grad.clone() for parameter in net.parameters()]
+
+    features, gradients = results()
+    shapes, conv2d = [], torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "conv2d",
+        lambda x, *rest, **how: shapes.append(x.shape[1]) or conv2d(x, *rest, **how),
+    )
+    monkeypatch.setitem(MAPS_MULTIPLE, "cpu", multiple)
+    padded_features, padded_gradients = results()
+    assert shapes[0] == 1 and all(maps % multiple == 0 for maps in shapes[1:]) and len(shapes) == 6
+    torch.testing.assert_close(padded_features, features)
+    for padded, gradient in zip(padded_gradients, gradients, strict=True):
+        torch.testing.assert_close(padded, gradient)
 
 
 def test_weights_start_orthogonal_and_biases_at_zero(network):

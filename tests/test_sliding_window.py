@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neurodetect import sliding_window
 from neurodetect.device import choose_precision, is_out_of_memory
 from neurodetect.files import UserError
-from neurodetect.network import NeuronNet
+from neurodetect.network import MAPS_MULTIPLE, NeuronNet
 from neurodetect.sliding_window import brute_force_map, probability_map, window_runs, windows_per_pixel
 
 CPU = torch.device("cpu")
@@ -133,6 +133,18 @@ def test_sharing_changes_nothing(
     assert actual.shape == shape and actual.dtype == np.float32
     assert np.abs(actual - expected).max() < 1e-5
     assert expected.std() > 0.005 or shape == (1, 1)
+
+
+@pytest.mark.parametrize("multiple", [8, 16])
+def test_maps_of_zeros_change_nothing(
+    network: NeuronNet, monkeypatch: pytest.MonkeyPatch, multiple: int
+) -> None:
+    """As the map is computed on a GPU."""
+    image = random_image((19, 26))
+    expected = brute_force_map(network, image, 3)
+    monkeypatch.setitem(MAPS_MULTIPLE, "cpu", multiple)
+    actual = probability_map(network, image, 3, precision="float32", block_side=5)
+    assert np.abs(actual - expected).max() < 1e-5
 
 
 def test_more_windows_than_a_batch(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
