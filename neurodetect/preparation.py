@@ -21,7 +21,7 @@ from neurodetect.prepared import (
 )
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing
-from neurodetect.recording import Recording, chosen_frames, open_recording, refuse_recording
+from neurodetect.recording import Recording, chosen_frames, open_recording
 from neurodetect.regions import require_distinct_datasets, rows_and_columns_exchanged
 from neurodetect.view.figures import draw_regions, save_figure
 
@@ -142,11 +142,14 @@ def read_or_prepare(
     before = [read_prepared(folders[0], name) for name in prepared_names(folders[0])] if folders else []
     for recording in recordings:
         require_name(recording.name)
+        if Path(folder).resolve() in (recording.path.resolve(), (recording.path / "images").resolve()):
+            raise UserError(
+                f"{folder}: is the recording itself, into which nothing is written; choose another --output"
+            )
     require_distinct_datasets([each.name for each in before] + [each.name for each in recordings])
     frames = {each.name: open_frames(movies, folders[0], each) for each in before} if movies else {}
     frames |= {each.name: (each, chosen_frames(each, reading["frames"])) for each in recordings}
     if recordings:
-        refuse_recording(folder)
         require_writable(folder)
     for recording in recordings:
         prepare(recording, folder, reading)

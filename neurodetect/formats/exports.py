@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurodetect.traces import Traces
 
 FORMATS = ("imagej", "labels", "suite2p", "csv")
+WITH_IMAGE = ("imagej", "labels")  #: those beside which the mean image goes
 WITH_TRACES = ("suite2p", "csv")  #: those that take traces
 MOST_LABELS = 2**16 - 1  #: neurons that a uint16 label image can tell apart
 MOVE_TO, LINE_TO, CLOSE = 0, 1, 4  #: steps of a composite ROI's path, as in java.awt.geom.PathIterator
@@ -43,6 +44,9 @@ def export(
     traces: Traces | None = None,
 ) -> Path:
     """Write the neurons of one recording for another program, whole or not at all.
+
+    Beside those that are corrected there, of Fiji and napari, goes the mean image that they lie on,
+    `..._mean.tif`.
 
     Parameters
     ----------
@@ -71,11 +75,15 @@ def export(
     UserError
         It cannot be written, or the format cannot hold these neurons.
     """
+    import numpy as np
+
     stem = Path(stem)
 
     def path(ending: str) -> Path:
         return stem.with_name(stem.name + ending)
 
+    if format in WITH_IMAGE:
+        write_image(path("_mean.tif"), np.asarray(image, np.float32), pixels_per_micron)
     if format == "imagej":
         return export_imagej(path("_rois.zip"), regions)
     if format == "labels":
@@ -156,7 +164,6 @@ def export_labels(
         There are more neurons than uint16 has numbers, or two share a pixel, which has one number only.
     """
     import numpy as np
-    import tifffile
 
     from neurodetect.regions import regions_to_labels, unique_pixels
 
@@ -167,13 +174,20 @@ def export_labels(
     labels = regions_to_labels(regions, shape)
     if np.count_nonzero(labels) < sum(len(unique_pixels(region)) for region in regions):
         raise UserError(f"{path}: neurons overlap, which a label image cannot show; use --export imagej")
+    write_image(path, labels.astype(np.uint16), pixels_per_micron)
+    return path
+
+
+def write_image(path: Path, image: np.ndarray, pixels_per_micron: float | None) -> None:
+    """Write a TIFF (H, W) that Fiji and napari read, Fiji with its scale."""
+    import tifffile
+
     scale: dict[str, Any] = {}
     if pixels_per_micron is not None:
         # ImageJ's way of a scale: pixels per unit as the resolution, the unit in the description.
         scale = {"resolution": (pixels_per_micron, pixels_per_micron), "metadata": {"unit": "um"}}
     with write_whole(path) as temporary:
-        tifffile.imwrite(temporary, labels.astype(np.uint16), imagej=True, **scale)
-    return path
+        tifffile.imwrite(temporary, image, imagej=True, **scale)
 
 
 # suite2p
