@@ -428,17 +428,19 @@ def test_masks_are_called_so_and_one_piece_is_a_neuron(tmp_path, value):
         mask[20, 20] = value
 
 
-def test_a_number_in_pieces_far_apart_is_named(tmp_path, recwarn):
+def test_a_number_in_pieces_is_named(tmp_path, recwarn):
     path, labels = tmp_path / "cells.png", np.zeros(SHAPE, np.uint8)
-    labels[2:4, 2:4] = labels[6:8, 6:8] = 1  # a neuron may be torn
+    labels[2:4, 2:4] = labels[4:8, 4:8] = 1  # they touch at a corner
     labels[20:25, 20:25] = 2
     Image.fromarray(labels).save(path)
     assert len(read_labels(path, SHAPE)) == 2 and not len(recwarn)
+    labels[4, 4] = 0
     labels[2, 30] = 2
     Image.fromarray(labels).save(path)
     assert len(read_labels(path, SHAPE)) == 2
     assert [str(w.message) for w in recwarn] == [
-        f"{path}: number 2 is in 2 pieces, far apart, but taken for one neuron"
+        f"{path}: number 2 is in 2 pieces, far apart, but taken for one neuron",
+        f"{path}: number 1 is in 2 pieces, that do not touch, but taken for one neuron",
     ]
     picture = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 2)
     Image.fromarray((255 * (picture - picture.min()) / np.ptp(picture)).astype(np.uint8)).save(path)

@@ -67,16 +67,20 @@ def image_to_regions(
 
 
 def report_pieces(regions: Sequence[np.ndarray], numbers: np.ndarray, path: Path) -> None:
-    """Warn of neurons that are in pieces far apart, and refuse where most of them are: it is a picture."""
-    pieces: list[str] = []
+    """Warn of neurons that are in pieces, and refuse where most are in pieces far apart: it is a picture."""
+    far: list[str] = []
+    near: list[str] = []
     for number, region in zip(numbers.tolist(), regions, strict=True):
         count = count_pieces(region, FAR_APART)
         if count > 1:
-            pieces.append(f"number {number} is in {count} pieces")
-        if len(pieces) > max(2, len(regions) / 2):  # before all grey values of a large picture are looked at
-            raise UserError(f"{path}: {listed(pieces)}, far apart; is it a label image?")
-    if pieces:
-        warnings.warn(f"{path}: {listed(pieces)}, far apart, but taken for one neuron", stacklevel=2)
+            far.append(f"number {number} is in {count} pieces")
+        elif (count := count_pieces(region)) > 1:
+            near.append(f"number {number} is in {count} pieces")
+        if len(far) > max(2, len(regions) / 2):  # before all grey values of a large picture are looked at
+            raise UserError(f"{path}: {listed(far)}, far apart; is it a label image?")
+    for pieces, how in ((far, "far apart, but"), (near, "that do not touch, but")):
+        if pieces:
+            warnings.warn(f"{path}: {listed(pieces)}, {how} taken for one neuron", stacklevel=2)
 
 
 def count_pieces(region: np.ndarray, cell: int = 1) -> int:
