@@ -62,9 +62,9 @@ def extract(
     Returns
     -------
     traces : Traces
-        A mean is over the pixels that a frame has: NaN lacks, and so do rows and columns of zeros that motion
-        correction left at the edges, as in `averaging.project`. For frames of integers of up to 32 bits the
-        sums are exact. Dark and saturated frames have their values as any other.
+        A mean is over the pixels that a frame has: it lacks what is NaN, and rows and columns of zeros that
+        motion correction left at its edges, as in `averaging.project`. For frames of integers of up to 32
+        bits the sums are exact. Saturated frames have their values as any other.
     projection : Projection
         What `averaging.project` gives for the same frames: whether they are those that an image was made of
         can be told by it.
