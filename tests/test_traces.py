@@ -109,6 +109,14 @@ def test_surrounds_in_small_and_crowded_images(labels):
         assert pixels.tolist() == plain_surround(regions, number, labels.shape)
 
 
+def test_350_pixels_are_not_more_than_350():
+    shape, one = (11, 80), [np.array([[5, 15]])]
+    # Grown three times the rectangle is 11 x 33; 13 of its pixels are the neuron and two pixels about it.
+    assert 11 * 33 - 13 == 350
+    (pixels,) = surround_pixels(one, shape)
+    assert pixels.tolist() == plain_surround(one, 0, shape) and len(pixels) == 11 * 38 - 13
+
+
 # Traces
 
 
