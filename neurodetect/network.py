@@ -77,7 +77,7 @@ class NeuronNet(nn.Module):
         multiple = MAPS_MULTIPLE.get(x.device.type, 1)
         if multiple == 1:
             return self.activation(conv(x))
-        weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)
+        weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)  # type: ignore[arg-type]
         return self.activation(functional.conv2d(x, weight, bias, padding=1))
 
     def classify(self, features: Tensor) -> Tensor:

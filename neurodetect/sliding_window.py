@@ -186,8 +186,9 @@ def probability_map(
         Number format of the network's arithmetic; the averages are float32 in any case.
     block_side : int, optional
         A block holds at most `block_side` x `block_side` windows: memory grows with their number, the
-        result stays the same up to rounding. The default is 48, on a GPU by its memory. Where a block does
-        not fit the memory, blocks of half the windows are tried, and so on; the first time there is a warning.
+        result stays the same up to rounding. The default is 48, on a GPU by its memory. Where a block
+        does not fit the memory, blocks of half the windows are tried, and so on; the first time there is
+        a warning.
     description : str, optional
         Label of a progress bar; without it none is drawn.
 
@@ -448,9 +449,11 @@ class Zones:
         """Put cells of every window together, into `out` (rows, columns, row cells, column cells, maps)."""
         for row_zone, to_rows, rows in self._split_by_zone(row_cells):
             for column_zone, to_columns, columns in self._split_by_zone(column_cells):
+                to = out[:, :, to_rows, to_columns]
                 if OUTSIDE in (row_zone, column_zone):
-                    part = 0.0
-                elif row_zone == column_zone == INTERIOR:
+                    to.zero_()
+                    continue
+                if row_zone == column_zone == INTERIOR:
                     by_row = self._by_window_row(self.interior, 0, rows)
                     part = self._by_window_column(by_row, 2, columns).transpose(1, 2)
                 elif column_zone == INTERIOR:
@@ -461,7 +464,7 @@ class Zones:
                     part = self._by_window_row(strips, 1, rows).transpose(0, 1)
                 else:
                     part = corners[row_zone, column_zone, :, :, rows, columns]
-                out[:, :, to_rows, to_columns] = part
+                to.copy_(part)
 
     def _convolved_borders(self) -> tuple[range, range]:
         """The cells of a window that a convolution makes into its low and its high border: -1 is outside."""
