@@ -189,7 +189,10 @@ def train_network(
             settings.seed + 1,
             valid=[r.valid for r in held_out],
         )
-    network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
+    # Orthogonal weights take seconds on a CPU; only CUDA, of the others, is sure to have what they need.
+    start = device if device.type == "cuda" else torch.device("cpu")
+    with start:
+        network = NeuronNet(torch.Generator(start).manual_seed(settings.seed)).to(device)
     history = train(
         network,
         windows,

@@ -495,6 +495,23 @@ def test_convolutions_are_repeatable_and_float32_forward_and_backward(recordings
     assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == before
 
 
+def test_a_training_starts_from_the_weights_that_the_seed_gives(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
+    net, _ = train_network(recordings[:1], how(iterations=1, batch_size=2, seed=5))
+    expected = NeuronNet(torch.Generator().manual_seed(5))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_start_orthogonal_on_cuda(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
+    nets = [train_network(recordings[:1], how(iterations=1, batch_size=2, device="cuda"))[0] for _ in "ab"]
+    assert torch.equal(nets[0].dense.weight, nets[1].dense.weight)
+    weight = nets[0].dense.weight.detach().cpu()
+    assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkeypatch):
