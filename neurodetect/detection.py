@@ -37,8 +37,10 @@ class TrainingSettings:
         See `projection.network_input`.
     seed : int
         Of the initial weights and of the windows drawn.
-    device : {"cpu", "cuda"}
+    device : str
+        As PyTorch names it: "cpu", "cuda", "cuda:1", "xpu" or "mps", see `device.devices_here`.
     precision : {"float32", "bfloat16"}
+        bfloat16 on "cpu" and "cuda" only.
     """
 
     iterations: int
@@ -66,8 +68,10 @@ class DetectionSettings:
         Regions of fewer pixels are dropped; None leaves it to the typical area, see `regions.find_regions`.
     background : {"keep", "subtract", "normalize"}
         As the network was trained.
-    device : {"cpu", "cuda"}
+    device : str
+        As PyTorch names it: "cpu", "cuda", "cuda:1", "xpu" or "mps", see `device.devices_here`.
     precision : {"float32", "bfloat16"}
+        bfloat16 on "cpu" and "cuda" only.
     """
 
     stride: int

@@ -297,6 +297,7 @@ def test_memory_that_no_machine_has(allocate) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5.28 GB, other allocations: 1 GB)"), True),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (2)"), False),
         (UserError("out of memory"), False),
         (KeyboardInterrupt(), False),
