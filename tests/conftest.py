@@ -66,3 +66,11 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=30, help="kills of tests/test_faults.py (default: 30)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))

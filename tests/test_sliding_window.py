@@ -373,7 +373,7 @@ def test_bfloat16(network: NeuronNet) -> None:
         assert 0 < np.abs(approximate - exact).max() < 0.02
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("stride", [1, 7, 20])
 def test_cuda(network: NeuronNet, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, not float32

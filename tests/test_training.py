@@ -505,7 +505,7 @@ def test_a_training_starts_from_the_weights_that_the_seed_gives(recordings, monk
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_weights_start_orthogonal_on_cuda(recordings, monkeypatch):
     monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
     nets = [train_network(recordings[:1], how(iterations=1, batch_size=2, device="cuda"))[0] for _ in "ab"]
@@ -514,7 +514,7 @@ def test_weights_start_orthogonal_on_cuda(recordings, monkeypatch):
     assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkeypatch):
     """And nothing in it is refused by PyTorch's list of operations that may not."""
@@ -603,7 +603,7 @@ def test_nothing_is_computed_in_float64(recordings, monkeypatch):
     assert torch.float32 in seen and torch.float64 not in seen
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_on_a_gpu_follows_the_cpu(network, recordings, precision):
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
@@ -701,7 +701,7 @@ def assert_replayed_as_plain(network, recordings, device, precision, parts=1):
     return step
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_replayed_step_is_the_step_on_cuda(network, recordings, precision):
     assert assert_replayed_as_plain(network, recordings, "cuda", precision)._graph is not None
