@@ -304,7 +304,8 @@ class _SharingNetwork:
         # The network lists features map by map; here they come cell by cell.
         maps, cells = network.conv6.out_channels, WINDOW // 2
         dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
-        dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
+        if maps % multiple:
+            dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
         self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
         self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
         self.dtype, self.batch = dtype, batch
