@@ -134,9 +134,7 @@ def train(
                 if check is not None:
                     history[-1]["held_out_error"] = step.window_error(*check)
                 bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
-            elif done % 10 == 0 and not has_graphs(
-                device
-            ):  # there, reading it would hold up the steps to come
+            elif done % 10 == 0 and not has_graphs(device):  # where reading it would hold up the next steps
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
             if checkpoint is not None and time.monotonic() - kept >= checkpoint.seconds:

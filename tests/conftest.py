@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neurodetect import console  # noqa: F401  tells CUDA's libraries to be repeatable before they are loaded
 from neurodetect import network as network_module
 from neurodetect.network import NeuronNet
 

@@ -516,9 +516,8 @@ def test_weights_start_orthogonal_on_cuda(recordings, monkeypatch):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkeypatch):
+def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision):
     """And nothing in it is refused by PyTorch's list of operations that may not."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
         results = []
