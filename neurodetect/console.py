@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # The same sums in the same order on a GPU too; read when CUDA's libraries are loaded.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# What PyTorch lacks for Apple's GPUs it computes on the CPU then, instead of ending.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 OUT_OF_MEMORY = "out of memory; close other programs, or use a smaller --batch-size or a larger --stride"
 RECIPES = {"standard": "standard", "2016": "2016", "now": "standard"}  #: by all names they have had
@@ -270,26 +272,22 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
         type=number_in(int, 0, 2**31),
         default=0,
         metavar="N",
-        help="of every random number; the same seed on the same machine gives the same files (default: 0)",
+        help="of every random number; the same seed on the same machine and device gives the same files, but "
+        "on xpu and mps PyTorch does not promise it (default: 0)",
     )
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the network computes; auto takes a CUDA GPU where there is one (default: auto)",
-    )
+    add_device_option(group)
     group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the network's arithmetic; auto takes bfloat16 where the processor is faster with it "
+        help="of the network's arithmetic; auto takes bfloat16 where CPU or CUDA GPU are faster with it "
         "(default: auto)",
     )
     group.add_argument(
         "--resume",
         action="store_true",
         help="go on from where the same command was stopped, by Ctrl-C or a crash; the result is that of a "
-        "run in one go",
+        "run in one go, to the bit on a CPU",
     )
     group.add_argument(
         "--keep-checkpoint",
@@ -303,6 +301,25 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="how often that state is written; at most so much is lost (default: 10)",
     )
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """--device; whether there is such a one PyTorch says, which takes a second to load."""
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="{auto,cpu,cuda,cuda:1,xpu,mps}",
+        help="where the network computes: cuda is an NVIDIA or AMD GPU, cuda:1 the second of several, xpu an "
+        "Intel GPU, mps an Apple one; auto takes cuda where there is one, else cpu (default: auto)",
+    )
+
+
+def device_name(text: str) -> str:
+    """An argument type: a device as PyTorch names it."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:1, ..., xpu, mps")
+    return text
 
 
 def recipe(text: str) -> str:
@@ -543,6 +560,7 @@ def demo_options(description: str) -> argparse.Namespace:
     parser.add_argument(
         "folder", nargs="?", default="demo", metavar="FOLDER", help="where everything goes (default: demo)"
     )
+    add_device_option(parser)
     return parser.parse_args()
 
 
@@ -585,7 +603,7 @@ def read_settings(
         "background": background,
         "regions": regions,
         "threshold": threshold if args.threshold is None else args.threshold,
-        "device": device.type,
+        "device": str(device),
         "precision": choose_precision(args.precision, device),
     }
     # A field without an option of its name is a KeyError, and never a setting that nobody compares.

@@ -1,4 +1,4 @@
-"""The whole chain on simulated recordings: python -m neurodetect.demo [FOLDER]
+"""The whole chain on simulated recordings: python -m neurodetect.demo [FOLDER] [--device cuda]
 
 Simulates four labelled recordings, then runs the four commands on them as a user would: three
 recordings to train on, one that the network never sees until its neurons are found in it.
@@ -30,8 +30,10 @@ PREDICTION = "--iterations 200 --batch-size 50 --stride 2 --output found/submiss
 def main() -> None:
     args = console.demo_options(__doc__)
 
+    from neurodetect.device import choose_device
     from neurodetect.synthetic import write_recording
 
+    device = "--device", str(choose_device(args.device))
     folder = Path(args.folder)
     console.say(f"Simulating {len(TRAINING + TEST)} recordings of {FRAMES} frames in {folder} ...")
     for seed, name in enumerate(TRAINING + TEST):
@@ -42,8 +44,8 @@ def main() -> None:
     run(folder, "preprocessing.py", *recordings, "train")
     run(folder, "preprocessing.py", *unseen, "test")
     stopped = ["--resume"] if any(folder.glob("*/*.unfinished")) else []
-    run(folder, "conv2d_crossvalidation.py", "train", *CROSSVALIDATION, *stopped)
-    run(folder, "conv2d_predict.py", "train", "test", *PREDICTION, *stopped)
+    run(folder, "conv2d_crossvalidation.py", "train", *CROSSVALIDATION, *device, *stopped)
+    run(folder, "conv2d_predict.py", "train", "test", *PREDICTION, *device, *stopped)
     run(folder, "play_animation.py", *unseen, "--submission", "found/submission.json", "--save", "movie.gif")
 
     console.say(

@@ -44,8 +44,10 @@ class TrainingSettings:
         See `projection.network_input`.
     seed : int
         Of the initial weights and of the windows drawn.
-    device : {"cpu", "cuda"}
+    device : str
+        As PyTorch names it: "cpu", "cuda", "cuda:1", "xpu" or "mps", see `device.devices_here`.
     precision : {"float32", "bfloat16"}
+        bfloat16 on "cpu" and "cuda" only.
     """
 
     iterations: int
@@ -73,8 +75,10 @@ class DetectionSettings:
         Regions of fewer pixels are dropped; None leaves it to the typical area, see `regions.find_regions`.
     background : {"keep", "subtract", "normalize"}
         As the network was trained.
-    device : {"cpu", "cuda"}
+    device : str
+        As PyTorch names it: "cpu", "cuda", "cuda:1", "xpu" or "mps", see `device.devices_here`.
     precision : {"float32", "bfloat16"}
+        bfloat16 on "cpu" and "cuda" only.
     """
 
     stride: int
@@ -200,7 +204,10 @@ def train_network(
             valid=[r.valid for r in held_out],
         )
     if start is None:
-        network = NeuronNet(torch.Generator().manual_seed(settings.seed)).to(device)
+        # Orthogonal weights take seconds on a CPU; only CUDA, of the others, is sure to have what they need.
+        place = device if device.type == "cuda" else torch.device("cpu")
+        with place:
+            network = NeuronNet(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
         network = deepcopy(start).to(device)
     history = train(

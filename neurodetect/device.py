@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from neurodetect.files import UserError
 
 
+def devices_here() -> list[str]:
+    """The devices that PyTorch has here, by its names: cpu, and cuda, xpu (Intel) and mps (Apple) where they
+    are; several of a kind also as cuda:0, cuda:1, ..."""
+    names = ["cpu"]
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        if module.is_available():
+            names += [kind, *(f"{kind}:{number}" for number in range(module.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
 def choose_device(device: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda".
+    """The device of a name of `devices_here`; "auto" is "cuda" where there is one, else "cpu".
 
     Raises
     ------
     UserError
-        "cuda" where PyTorch sees no CUDA device.
+        There is no such device here.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    here = devices_here()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if "cuda" in here else "cpu"
+    if device not in here:
+        raise UserError(
+            f"--device {device}: PyTorch {torch.__version__} finds no such device here; "
+            f"choose from auto, {', '.join(here)}"
+        )
     return torch.device(device)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision for "auto", "float32" or "bfloat16": "auto" is bfloat16 where that is faster."""
-    if precision in ("float32", "bfloat16"):
-        return precision
-    if precision != "auto":
+    """The precision for "auto", "float32" or "bfloat16": "auto" is bfloat16 where that is faster.
+
+    Raises
+    ------
+    UserError
+        bfloat16 on another device than a CPU or a CUDA GPU.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"unknown precision {precision!r}, use auto, float32 or bfloat16")
+    if device.type not in ("cpu", "cuda"):
+        if precision == "bfloat16":
+            raise UserError(f"--precision bfloat16: is for cpu and cuda; on {device} use float32 or auto")
+        return "float32"
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -47,14 +73,20 @@ def has_graphs(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the CPU or on a CUDA device.
+    """Whether an error says that memory ran out, on the CPU or on another device.
 
-    PyTorch has a type of error only for its CUDA allocator. The CPU's allocator and CUDA's libraries
+    PyTorch has a type of error only for some of its allocators. Those of CPU and MPS and CUDA's libraries
     raise a plain `RuntimeError`, known by its words alone.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    signs = "DefaultCPUAllocator", "std::bad_alloc", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"
+    signs = (
+        "DefaultCPUAllocator",
+        "std::bad_alloc",
+        "CUDA error: out of memory",
+        "STATUS_ALLOC_FAILED",
+        "MPS backend out of memory",
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
@@ -78,5 +110,7 @@ def repeatable() -> Iterator[None]:
 @contextmanager
 def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
     """Context in which the network computes in this precision, see `repeatable`; weights stay float32."""
-    with repeatable(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    # Not every device knows autocast, not even to be told that it is off.
+    cast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    with repeatable(), cast:
         yield

@@ -15,7 +15,7 @@ MAPS_AFTER_POOL = 100
 HIDDEN_UNITS = 2000
 
 # A GPU's tensor cores take maps by eights: 50 and 100 of them are computed there as 56 and 104, of which the
-# last are zero. On a CPU that is slower, and 64 and 112, or 64 and 128, are too.
+# last are zero. On a CPU a training step's convolutions get slower by it, and by 64 and 112 or 128 too.
 MAPS_MULTIPLE = {"cuda": 8}
 
 
@@ -77,7 +77,7 @@ class NeuronNet(nn.Module):
         multiple = MAPS_MULTIPLE.get(x.device.type, 1)
         if multiple == 1:
             return self.activation(conv(x))
-        weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)
+        weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)  # type: ignore[arg-type]
         return self.activation(functional.conv2d(x, weight, bias, padding=1))
 
     def classify(self, features: Tensor) -> Tensor:

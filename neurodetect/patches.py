@@ -30,7 +30,7 @@ class PatchSampler:
     device : torch.device or str
         Where windows are drawn and stay.
     seed : int
-        Same seed, same machine: same windows.
+        Same seed, same machine and device: same windows.
     transpose : bool
         Rows and columns of a window change places with probability 1/2 too; with the flips that makes
         all eight orientations of a square.

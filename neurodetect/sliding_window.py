@@ -46,9 +46,10 @@ from neurodetect.network import MAPS_MULTIPLE, MARGIN, TARGET, WINDOW, NeuronNet
 from neurodetect.patches import PADDING
 from neurodetect.progress import progress_bar
 
-# A processor's caches want little at a time, a GPU's thousands of cores much.
-BLOCK_SIDE = {"cpu": 48, "cuda": 192}  #: side of a block of windows where the caller does not say
-BATCH = {"cpu": 512, "cuda": 8192}  #: windows at a time in corners and dense layers
+# A processor's caches want little at a time, a GPU's thousands of cores much: see `gpu_block`.
+BLOCK_SIDE = 48  #: side of a block of windows on a CPU, where the caller does not say
+BATCH = 512  #: windows at a time in corners and dense layers on a CPU
+MEMORY = 4 * 2**30  #: bytes that a device is taken to have where PyTorch does not say
 Weights = tuple[Tensor, Tensor]  #: of a layer: its weights and its biases
 LOW, HIGH, INTERIOR, OUTSIDE = 0, 1, 2, 3  #: where in its window a cell is, along one axis
 
@@ -93,6 +94,43 @@ def windows_per_pixel(length: int, stride: int) -> np.ndarray:
     for start in chain(*window_runs(length, stride)):
         count[start + MARGIN : start + MARGIN + TARGET] += 1
     return count[PADDING:-PADDING]
+
+
+def gpu_block(memory: int, stride: int, itemsize: int) -> tuple[int, int]:
+    """How much of an image is handled at once on a GPU.
+
+    Every block, and every batch of windows in it, costs some hundreds of commands, whatever its size. Blocks
+    get three eighths of the memory and batches one eighth; the rest is for weights and what libraries keep.
+    It is the memory there is that counts, not what is free just now, so that sums are added in the same
+    order every time.
+
+    Parameters
+    ----------
+    memory : int
+        Bytes of the device.
+    stride : int
+        Pixels from one window to the next.
+    itemsize : int
+        Bytes of a value: 2 in bfloat16.
+
+    Returns
+    -------
+    side : int
+        A block holds at most side x side windows.
+    batch : int
+        Windows at a time in corners and dense layers.
+
+    Examples
+    --------
+    >>> gpu_block(8 * 2**30, 1, 2), gpu_block(80 * 2**30, 1, 2)
+    ((345, 2684), (1024, 26843))
+    """
+    values = memory / itemsize
+    # Counted: values that a window takes in zones and their making, and as one of a batch. PyTorch's pooling
+    # counts in 32 bits, which limits a block.
+    windows = min(3 / 8 * values / (13_000 * stride + 500 * stride**2), 2**20 / stride)
+    batch = min(1 / 8 * values / 200_000, 2**15)
+    return max(1, int(windows**0.5)), max(1, int(batch))
 
 
 def brute_force_map(
@@ -148,8 +186,9 @@ def probability_map(
         Number format of the network's arithmetic; the averages are float32 in any case.
     block_side : int, optional
         A block holds at most `block_side` x `block_side` windows: memory grows with their number, the
-        result stays the same. Where a block does not fit the memory, blocks of half the windows are
-        tried, and so on; the first time there is a warning.
+        result stays the same up to rounding. The default is 48, on a GPU by its memory. Where a block
+        does not fit the memory, blocks of half the windows are tried, and so on; the first time there is
+        a warning.
     description : str, optional
         Label of a progress bar; without it none is drawn.
 
@@ -166,9 +205,14 @@ def probability_map(
     """
     device = next(network.parameters()).device
     padded = _pad(image, device)
-    network = _SharingNetwork(network, getattr(torch, choose_precision(precision, device)))
+    dtype = getattr(torch, choose_precision(precision, device))
+    side, batch = BLOCK_SIDE, BATCH
+    if device.type != "cpu":
+        memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else MEMORY
+        side, batch = gpu_block(memory, stride, dtype.itemsize)
+    network = _SharingNetwork(network, dtype, batch)
     blocks = list(product(*(window_runs(length, stride) for length in image.shape)))
-    limit = (block_side or BLOCK_SIDE[device.type]) ** 2
+    limit = (block_side or side) ** 2
     total = torch.zeros_like(padded)
     bar = progress_bar(
         description=description or "",
@@ -248,7 +292,7 @@ def _add_windows(total: Tensor, values: Tensor, rows: range, columns: range) -> 
 class _SharingNetwork:
     """The network's layers, in the precision and the memory order that suit shared features."""
 
-    def __init__(self, network: NeuronNet, dtype: torch.dtype) -> None:
+    def __init__(self, network: NeuronNet, dtype: torch.dtype, batch: int) -> None:
         multiple = MAPS_MULTIPLE.get(network.dense.weight.device.type, 1)
         self.before_pool, self.after_pool = (
             [_weights(layer, multiple, dtype) for layer in layers]
@@ -260,10 +304,11 @@ class _SharingNetwork:
         # The network lists features map by map; here they come cell by cell.
         maps, cells = network.conv6.out_channels, WINDOW // 2
         dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
-        dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
+        if maps % multiple:
+            dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
         self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
         self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
-        self.dtype = dtype
+        self.dtype, self.batch = dtype, batch
 
     def probabilities(self, padded: Tensor, rows: range, columns: range) -> Tensor:
         """Probabilities (rows, columns, 20, 20) for the windows of a block, float32."""
@@ -275,7 +320,7 @@ class _SharingNetwork:
         for weights in self.after_pool:
             zones.append(zones[-1].after_convolution(weights))
         probabilities = padded.new_empty(len(rows), len(columns), TARGET, TARGET)
-        step = min(max(1, BATCH[padded.device.type] // len(columns)), len(rows))
+        step = min(max(1, self.batch // len(columns)), len(rows))
         cells, maps = zones[-1].cells, zones[-1].interior.shape[-1]
         buffer = seen.new_empty(step, len(columns), cells, cells, maps)
         for first in range(0, len(rows), step):
@@ -405,9 +450,11 @@ class Zones:
         """Put cells of every window together, into `out` (rows, columns, row cells, column cells, maps)."""
         for row_zone, to_rows, rows in self._split_by_zone(row_cells):
             for column_zone, to_columns, columns in self._split_by_zone(column_cells):
+                to = out[:, :, to_rows, to_columns]
                 if OUTSIDE in (row_zone, column_zone):
-                    part = out.new_zeros(())
-                elif row_zone == column_zone == INTERIOR:
+                    to.zero_()
+                    continue
+                if row_zone == column_zone == INTERIOR:
                     by_row = self._by_window_row(self.interior, 0, rows)
                     part = self._by_window_column(by_row, 2, columns).transpose(1, 2)
                 elif column_zone == INTERIOR:
@@ -418,7 +465,7 @@ class Zones:
                     part = self._by_window_row(strips, 1, rows).transpose(0, 1)
                 else:
                     part = corners[row_zone, column_zone, :, :, rows, columns]
-                out[:, :, to_rows, to_columns] = part
+                to.copy_(part)
 
     def _convolved_borders(self) -> tuple[range, range]:
         """The cells of a window that a convolution makes into its low and its high border: -1 is outside."""

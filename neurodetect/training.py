@@ -141,9 +141,7 @@ def train(
                 if check is not None:
                     history[-1]["held_out_error"] = step.window_error(*check)
                 bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
-            elif done % 10 == 0 and not has_graphs(
-                device
-            ):  # there, reading it would hold up the steps to come
+            elif done % 10 == 0 and not has_graphs(device):  # where reading it would hold up the next steps
                 bar.set_postfix_str(postfix(running.item(), history), refresh=False)
             bar.update()
             if checkpoint is not None and time.monotonic() - kept >= checkpoint.seconds:
@@ -180,7 +178,9 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
     return (torch.optim.AdamW if standard else torch.optim.Adam)(
         groups,
         betas=BETAS,
-        fused=True,  # with 81 million weights the plain update costs as much as the rest of a step on a CPU
+        # With 81 million weights the plain update costs as much as the rest of a step on a CPU. Not every
+        # version of PyTorch has the other one for every device.
+        fused=device.type in ("cpu", "cuda") or None,
         capturable=replayed,
     )
 
@@ -194,7 +194,8 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:
                 optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
+                    # Unless fused, Adam computes with this number where Python does.
+                    "step": torch.zeros((), device=parameter.device if group["fused"] else "cpu"),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neurodetect import console  # noqa: F401  tells CUDA's libraries to be repeatable before they are loaded
 from neurodetect import network as network_module
 from neurodetect.network import NeuronNet
 
@@ -66,3 +67,11 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=30, help="kills of tests/test_faults.py (default: 30)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))

@@ -421,6 +421,7 @@ def test_weights_that_would_run_code_are_refused(command, folder, tmp_path, zipp
     ("arguments", "words"),
     [
         (["conv2d_predict.py", ".", ".", "--device", "cuda"], ["cuda", "--device"]),
+        (["conv2d_predict.py", ".", ".", "--device", "gpu"], ["--device", "'gpu'", "cuda"]),
         (["conv2d_predict.py", ".", ".", "--iterations", "1e3"], ["--iterations", "1e3"]),
         (["conv2d_predict.py", ".", ".", "--stride", "-1"], ["--stride", "-1"]),
         (["conv2d_predict.py", ".", ".", "--batch-size", "1"], ["--batch-size", "at least 2"]),

@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import ROOT, assert_refused
 
+from neurodetect import demo
+from neurodetect.files import UserError
 from neurodetect.regions import parse_regions, read_regions, regions_to_mask
 from neurodetect.synthetic import write_recording
 
@@ -336,6 +339,23 @@ def test_the_demo_is_what_the_readme_says():
         [sys.executable, "-m", "neurodetect.demo", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0 and "FOLDER" in result.stdout
+
+
+def test_the_demo_passes_the_device_on(monkeypatch, tmp_path):
+    written, commands = [], []
+    monkeypatch.setattr("neurodetect.synthetic.write_recording", lambda *_, **__: written.append(1))
+    monkeypatch.setattr(demo, "run", lambda folder, *command: commands.append(command))
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path), "--device", "cpu"])
+    demo.main()
+    with_device = {c[0] for c in commands if " ".join(c).count("--device cpu") == 1}
+    assert with_device == {"conv2d_crossvalidation.py", "conv2d_predict.py"}
+    for done in (written, commands):
+        done.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path), "--device", "cuda"])
+    with pytest.raises(UserError, match="--device cuda"):
+        demo.main()
+    assert not written and not commands
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")

@@ -145,7 +145,7 @@ def test_what_cannot_be_sampled_is_refused():
         PatchSampler([image], [np.zeros((6, 5))])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_on_a_gpu_windows_are_drawn_there(labelled):
     windows, targets = PatchSampler(*labelled, device="cuda", seed=3).sample(40)
     assert windows.is_cuda and targets.is_cuda

@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from neurodetect import sliding_window
 from neurodetect.device import choose_precision, is_out_of_memory
@@ -150,7 +153,7 @@ def test_maps_of_zeros_change_nothing(
 def test_more_windows_than_a_batch(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block wider than a batch, and one whose last batch is smaller than the others."""
     for shape, block_side in (((1, 30), 70), ((14, 5), None)):
-        monkeypatch.setitem(sliding_window.BATCH, "cpu", 25)
+        monkeypatch.setattr(sliding_window, "BATCH", 25)
         image = random_image(shape)
         expected = brute_force_map(network, image, 1)
         actual = probability_map(network, image, 1, precision="float32", block_side=block_side)
@@ -228,6 +231,59 @@ def test_blocks_hold_every_window_once(network: NeuronNet, monkeypatch: pytest.M
     assert sorted(seen) == [(r, c) for r in range(0, 212, 2) for c in range(0, 35, 2)]
 
 
+class Held(TorchDispatchMode):
+    """Counts operations that compute, and the largest number of bytes that tensors held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = self.computed = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        given = [x for x in tree_leaves((arguments, options)) if isinstance(x, torch.Tensor)]
+        storages = {x.untyped_storage()._cdata for x in given}
+        self.computed += not (operation.is_view or "empty" in str(operation))
+        for x in tree_leaves(result):
+            storage = x.untyped_storage()
+            if storage._cdata not in storages:
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: held for key, held in self.held.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+        return result
+
+
+def block_without_memory(stride: int, side: int, batch: int, dtype: torch.dtype) -> Held:
+    """What a block of windows takes, on a device that has shapes only."""
+    with torch.device("meta"):
+        shared = sliding_window._SharingNetwork(NeuronNet(), dtype, batch)
+        padded = torch.empty(2 * [(side - 1) * stride + 40])
+    starts = range(0, side * stride, stride)
+    with torch.inference_mode(), Held() as held:
+        shared.probabilities(padded, starts, starts)
+    return held
+
+
+@pytest.mark.parametrize("gigabytes", [2, 4, 80])
+@pytest.mark.parametrize("stride", [1, 4, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_on_a_gpu_takes_half_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, stride: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setitem(MAPS_MULTIPLE, "meta", MAPS_MULTIPLE["cuda"])
+    memory = gigabytes * 2**30
+    side, batch = sliding_window.gpu_block(memory, stride, dtype.itemsize)
+    held = block_without_memory(stride, side, batch, dtype)
+    assert 0.2 * memory < held.peak < 0.55 * memory
+
+
+def test_a_large_gpu_gets_few_commands() -> None:
+    """The launch of one takes some microseconds: ten thousand for an image of 512 x 512 are 0.05 s."""
+    side, batch = sliding_window.gpu_block(80 * 2**30, 1, 2)
+    assert side >= 513
+    assert block_without_memory(1, 513, batch, torch.bfloat16).computed < 3_000
+
+
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
 def test_memory_that_no_machine_has(allocate) -> None:
     with pytest.raises((RuntimeError, MemoryError)) as raised:
@@ -241,6 +297,7 @@ def test_memory_that_no_machine_has(allocate) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5.28 GB, other allocations: 1 GB)"), True),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (2)"), False),
         (UserError("out of memory"), False),
         (KeyboardInterrupt(), False),
@@ -316,7 +373,7 @@ def test_bfloat16(network: NeuronNet) -> None:
         assert 0 < np.abs(approximate - exact).max() < 0.02
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("stride", [1, 7, 20])
 def test_cuda(network: NeuronNet, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, not float32

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import signal
+import warnings
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from neurodetect.detection import TrainingSettings, split_folds, train_network
-from neurodetect.device import choose_device, choose_precision
+from neurodetect.device import arithmetic, choose_device, choose_precision
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
@@ -39,7 +41,7 @@ from neurodetect.training import (
 )
 from neurodetect.weights import load_network, save_network, save_whole
 
-CPU = torch.device("cpu")
+CPU, MPS = torch.device("cpu"), torch.device("mps")
 SHAPE = (64, 80)
 
 
@@ -495,11 +497,27 @@ def test_convolutions_are_repeatable_and_float32_forward_and_backward(recordings
     assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_training_starts_from_the_weights_that_the_seed_gives(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
+    net, _ = train_network(recordings[:1], how(iterations=1, batch_size=2, seed=5))
+    expected = NeuronNet(torch.Generator().manual_seed(5))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.cuda
+def test_weights_start_orthogonal_on_cuda(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
+    nets = [train_network(recordings[:1], how(iterations=1, batch_size=2, device="cuda"))[0] for _ in "ab"]
+    assert torch.equal(nets[0].dense.weight, nets[1].dense.weight)
+    weight = nets[0].dense.weight.detach().cpu()
+    assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-4)
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkeypatch):
+def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision):
     """And nothing in it is refused by PyTorch's list of operations that may not."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
         results = []
@@ -518,11 +536,73 @@ def test_the_same_seed_gives_the_same_bits_on_cuda(recordings, precision, monkey
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_cuda_says_so():
     assert choose_device("auto") == CPU
-    with pytest.raises(UserError, match="no CUDA device"):
+    with pytest.raises(UserError, match="--device cuda: .* no such device here; choose from auto, cpu"):
         choose_device("cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_devices_are_those_that_pytorch_has_here(monkeypatch):
+    def have(cuda, xpu, mps):
+        for kind, count in (("cuda", cuda), ("xpu", xpu)):
+            monkeypatch.setattr(getattr(torch, kind), "is_available", lambda count=count: count > 0)
+            monkeypatch.setattr(getattr(torch, kind), "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    have(cuda=2, xpu=0, mps=False)
+    assert choose_device("auto") == torch.device("cuda") and choose_device("cuda:1").index == 1
+    with pytest.raises(UserError, match="--device cuda:2: .* choose from auto, cpu, cuda, cuda:0, cuda:1$"):
+        choose_device("cuda:2")
+    have(cuda=0, xpu=1, mps=True)
+    assert choose_device("auto") == CPU
+    for name in ("mps", "xpu", "xpu:0"):
+        device = choose_device(name)
+        assert device == torch.device(name)
+        assert choose_precision("auto", device) == choose_precision("float32", device) == "float32"
+        with pytest.raises(UserError, match="--precision bfloat16"):
+            choose_precision("bfloat16", device)
+        with warnings.catch_warnings(), arithmetic(device, "float32"):
+            warnings.simplefilter("error")
+
+
+def test_adam_of_devices_without_a_fused_one_takes_the_same_step(recordings, monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    nets = [NeuronNet(torch.Generator().manual_seed(0)) for _ in range(2)]
+    fused, plain = (
+        make_optimizer(net, torch.device(name), "standard")
+        for net, name in zip(nets, ("cpu", "mps"), strict=True)
+    )
+    assert fused.defaults["fused"] and not plain.defaults["fused"]
+    for optimizer, net in zip((fused, plain), nets, strict=True):
+        Step(net, optimizer, "float32", centered=True)(*sampler.sample(8))
+        sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+
+
+def test_nothing_is_computed_in_float64(recordings, monkeypatch):
+    """Apple's GPUs have none."""
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    seen = set()
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            result = operation(*arguments, **(options or {}))
+            seen.update(x.dtype for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+            return result
+
+    monkeypatch.setattr(
+        "neurodetect.training.make_optimizer", lambda net, _, how: make_optimizer(net, MPS, how)
+    )
+    net = NeuronNet()
+    image = recordings[0].image
+    with Look():
+        sampler = PatchSampler([standardize(image)], [recordings[0].mask], transpose=True)
+        train(net, sampler, 2, 4, recipe="standard", held_out=sampler)
+        probability_map(net, standardize(image), 20, precision="float32")
+    assert torch.float32 in seen and torch.float64 not in seen
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_on_a_gpu_follows_the_cpu(network, recordings, precision):
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
@@ -620,7 +700,7 @@ def assert_replayed_as_plain(network, recordings, device, precision, parts=1):
     return step
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_replayed_step_is_the_step_on_cuda(network, recordings, precision):
     assert assert_replayed_as_plain(network, recordings, "cuda", precision)._graph is not None

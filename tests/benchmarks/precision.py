@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", help="as the commands have it")
     args = parser.parse_args()
     device = choose_device(args.device)
     if args.train_folder:
@@ -54,7 +54,7 @@ def main() -> None:
     runs = [(seed, precision) for seed in range(args.seeds) for precision in errors]
     for seed, precision in progress_bar(runs, description="training", unit="network"):
         settings = TrainingSettings(
-            args.iterations, args.batch_size, "standard", "keep", seed, device.type, precision
+            args.iterations, args.batch_size, "standard", "keep", seed, str(device), precision
         )
         network, _ = train_network(recordings[::2], settings)
         batches = zip(windows.split(100), targets.split(100), strict=True)

@@ -20,7 +20,7 @@ import torch
 
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.training import BETAS, LEARNING_RATE, Step
+from neurodetect.training import BETAS, LEARNING_RATE, Step, make_optimizer
 from neurodetect.device import choose_device, choose_precision
 
 BATCH_SIZE = 100
@@ -52,7 +52,7 @@ def plain_step(network, optimizer, image, mask, rng) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of one plain and one fast iteration in turn")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", help="as the commands have it")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     args = parser.parse_args()
     device = choose_device(args.device)
@@ -64,10 +64,7 @@ def main() -> None:
     plain = NeuronNet(torch.Generator().manual_seed(0)).to(device)
     fast = NeuronNet(torch.Generator().manual_seed(0)).to(device, memory_format=torch.channels_last)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE, betas=BETAS)
-    fast_adam = torch.optim.Adam(
-        fast.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=device.type == "cuda"
-    )
-    fast_step = Step(fast, fast_adam, precision)
+    fast_step = Step(fast, make_optimizer(fast, device), precision)
     sampler = PatchSampler([image], [mask], device)
 
     steps = {
