@@ -4,6 +4,11 @@
 Both folders hold what preprocessing.py wrote. With --model the weights of an earlier run are used
 instead of training, and TEST_FOLDER is given alone. Where a recording of TEST_FOLDER is
 labelled, its scores are printed too.
+
+Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
+than processes the windows are. A training is shared from 200 windows of --batch-size a process on: of
+fewer, the exchange of 324 MB in every step takes longer than what is saved, and the first process trains
+alone. Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
 """
 
 from __future__ import annotations
@@ -16,14 +21,15 @@ def main() -> None:
 
     from pathlib import Path
 
+    from neurodetect import processes
     from neurodetect.detection import assess, detect, neuron_area, train_network
-    from neurodetect.files import digest, require_writable, write_json
+    from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.formats.exports import export
     from neurodetect.prepared import digests, read_folder, read_labelled
     from neurodetect.regions import require_distinct_datasets, write_submission
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import table
-    from neurodetect.view.figures import draw_found, save_figure
+    from neurodetect.view.figures import draw_found, figure_bytes
     from neurodetect.view.report import section, write_report
     from neurodetect.weights import load_network, save_network
 
@@ -55,7 +61,11 @@ def main() -> None:
                 f"on {training.device} in {training.precision}"
             )
             network, history = train_network(
-                labelled, training, checkpoint=unfinished.checkpoint("training"), description="training"
+                labelled,
+                training,
+                checkpoint=unfinished.checkpoint("training"),
+                description="training",
+                team=processes.split(1),
             )
             trained_on = {
                 **settings,
@@ -64,21 +74,33 @@ def main() -> None:
                 "neuron_area": neuron_area(labelled),
                 "loss": history[-1]["loss"],
             }
-            save_network(args.save_model, network, trained_on)
+            if processes.FIRST:
+                save_network(args.save_model, network, trained_on)
             console.say(f"Wrote {args.save_model}")
 
         typical, seen = trained_on.get("neuron_area", {}), trained_on.get("recordings", [])
-        for recording in recordings:
+        team = processes.split(len(recordings))
+
+        def examine(recording):
             name = recording.name
-            found[name] = detect(network, recording, finding, typical, once=unfinished.once, description=name)
-            row, pairs = assess(recording, found[name])
+            neurons = detect(
+                network, recording, finding, typical, once=unfinished.once, description=name, team=team
+            )
+            row, pairs = assess(recording, neurons)
             note = "was trained on, which says nothing about new recordings" if name in seen else ""
-            figure = draw_found(recording, found[name], pairs, note)
-            save_figure(console.beside(args.output, f"_{name}.png"), figure)
-            sections.append(section(recording, found[name], row, pairs, note))
+            picture = figure_bytes(draw_found(recording, neurons, pairs, note))
+            return neurons, row, picture, section(recording, neurons, row, pairs, note)
+
+        for recording, (neurons, row, picture, part) in processes.share(recordings, examine, team):
+            name = recording.name
+            write_together({console.beside(args.output, f"_{name}.png"): picture})
+            found[name] = neurons
+            sections.append(part)
             if row is not None:
                 rows[name] = row
-            console.say(f"{name}: {console.count(len(found[name].regions), 'neuron')}")
+            console.say(f"{name}: {console.count(len(neurons.regions), 'neuron')}")
+        if not processes.FIRST:
+            return  # the first one has it all now, and writes it
         write_submission(
             args.output,
             {name: neurons.regions for name, neurons in found.items()},
