@@ -111,7 +111,7 @@ class UnfinishedRun:
         alone = processes.FIRST and (kind is None or processes.SIZE == 1)
         if alone and (not holds_work or (kind is None and not self.keep)):
             self._remove()
-        elif isinstance(error, KeyboardInterrupt) and holds_work:
+        elif isinstance(error, KeyboardInterrupt) and (holds_work or processes.SIZE > 1):
             error.args = (
                 *error.args,
                 f"add --resume to the same command to go on; until then keep {self.folder}",
