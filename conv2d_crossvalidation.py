@@ -103,7 +103,7 @@ def main() -> None:
                 picture = figure_bytes(draw_found(recording, found, pairs, note))
                 part = section(recording, found, row, pairs, note)
                 results[recording.name] = row, curve, picture, part
-            if team.leads:
+            if network is not None and team.leads:
                 unfinished.note(label, history)
             return history, results
 

@@ -182,7 +182,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=number_in(int, 2),
         default=100,
         metavar="N",
-        help="40 x 40 windows per training step, half of them centred on a neuron (default: 100)",
+        help="40 x 40 windows per training step, half of them centred on a neuron; processes share "
+        "a step if each has 200 of them, since with fewer it does not pay (default: 100)",
     )
     group.add_argument(
         "--recipe",
@@ -266,12 +267,12 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on from where the same command was stopped, by Ctrl-C or a crash; the result is that of a "
-        "run in one go",
+        "run in one go; with torchrun --max-restarts to be given from the start",
     )
     group.add_argument(
         "--keep-checkpoint",
         action="store_true",
-        help="keep the folder with the state of the training (1 GB) when all is done",
+        help="keep the folder with the state of the training (1 GB, of each fold) when all is done",
     )
     group.add_argument(
         "--checkpoint-every",

@@ -1,4 +1,4 @@
-"""Commands that processes share, connected by gloo on the CPU: started by torchrun, or as it does, quicker."""
+"""Commands that processes share, linked by gloo on the CPU: started by torchrun, or quicker, as it does."""
 
 from __future__ import annotations
 
