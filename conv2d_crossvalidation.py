@@ -8,6 +8,11 @@ is told what the network is worth on the next one. At the end a table: wrong pix
 recall, precision, combined, inclusion and exclusion, F1 at an intersection over union of 0.5, and the
 number of neurons, true and found. A curve shows what other thresholds of the probability would have
 given, for the option --threshold.
+
+Started by torchrun, folds are dealt to the processes, with the same result. More processes than folds
+share the windows of the held-out recordings, and batches where --batch-size is 200 or more for each: of
+fewer, the exchange of 324 MB in every step takes longer than what is saved, and one of them trains. Processes
+on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
 """
 
 from __future__ import annotations
@@ -27,18 +32,27 @@ def main() -> None:
     from functools import partial
     from pathlib import Path
 
+    from neurodetect import processes
     from neurodetect.detection import assess, detect, find_in_map, neuron_area, split_folds, train_network
-    from neurodetect.files import digest, require_writable, write_json
+    from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.prepared import digests, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import group_means, mean_curve, summarize, table, threshold_curve
-    from neurodetect.view.figures import draw_curve, draw_found, draw_scores, draw_training, save_figure
+    from neurodetect.view.figures import (
+        draw_curve,
+        draw_found,
+        draw_scores,
+        draw_training,
+        figure_bytes,
+        save_figure,
+    )
     from neurodetect.view.report import section, write_report
     from neurodetect.weights import STARTED_FROM, load_network, require_unseen
 
     start, before = load_network(args.start_from) if args.start_from else (None, None)
     training, finding = console.read_settings(args, before)
-    require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES)
+    at_once = args.folds if args.keep_checkpoint else min(args.folds, processes.SIZE)
+    require_writable(Path(args.output).parent, (at_once + 1) * CHECKPOINT_BYTES)
     recordings = read_labelled(args.train_folder)
     names = [recording.name for recording in recordings]
     groups = read_groups(args.groups, names) if args.groups else None
@@ -58,11 +72,13 @@ def main() -> None:
 
     rows, sections, histories, curves = {}, {}, [], []
     with console.unfinished_run(args, settings, training=inputs, **weights) as unfinished:
-        for number, fold in enumerate(folds, start=1):
-            label = f"fold {number} of {len(folds)}"
-            held_out = [recordings[index] for index in fold]
-            others = [recording for index, recording in enumerate(recordings) if index not in fold]
-            network, history = None, unfinished.noted(label)
+        team = processes.split(len(folds))
+
+        def examine(number):
+            label, note = f"fold {number} of {len(folds)}", f"held out in fold {number}"
+            held_out = [recordings[index] for index in folds[number - 1]]
+            others = [r for index, r in enumerate(recordings) if index not in folds[number - 1]]
+            network, history = None, team.word(unfinished.noted(label))
             if history is None:  # otherwise the maps of this fold are there already
                 network, history = train_network(
                     others,
@@ -71,29 +87,40 @@ def main() -> None:
                     held_out=held_out,
                     checkpoint=unfinished.checkpoint(label),
                     description=f"{label}, training",
+                    team=team,
                 )
-            histories.append({"held_out": [recording.name for recording in held_out], "history": history})
             typical = neuron_area(others)
+            results = {}
             for recording in held_out:
                 description = f"{label}, {recording.name}"
                 found = detect(
-                    network, recording, finding, typical, once=unfinished.once, description=description
+                    *(network, recording, finding, typical),
+                    once=unfinished.once,
+                    description=description,
+                    team=team,
                 )
                 row, pairs = assess(recording, found)
-                curves.append(
-                    threshold_curve(
-                        partial(find_in_map, recording, found.probability, finding, typical),
-                        recording.regions,
-                        recording.pixels_per_micron,
-                        description=f"{description}, thresholds",
-                    )
+                curve = threshold_curve(
+                    partial(find_in_map, recording, found.probability, finding, typical),
+                    recording.regions,
+                    recording.pixels_per_micron,
+                    description=f"{description}, thresholds",
                 )
-                note = f"held out in fold {number}"
-                figure = draw_found(recording, found, pairs, note)
-                save_figure(console.beside(args.output, f"_{recording.name}.png"), figure)
-                rows[recording.name] = row
-                sections[recording.name] = section(recording, found, row, pairs, note)
-            unfinished.note(label, history)
+                picture = figure_bytes(draw_found(recording, found, pairs, note))
+                part = section(recording, found, row, pairs, note)
+                results[recording.name] = row, curve, picture, part
+            if network is not None and team.leads:
+                unfinished.note(label, history)
+            return history, results
+
+        for _, (history, results) in processes.share(range(1, len(folds) + 1), examine, team):
+            histories.append({"held_out": list(results), "history": history})
+            for name, (row, curve, picture, part) in results.items():
+                write_together({console.beside(args.output, f"_{name}.png"): picture})
+                rows[name], sections[name] = row, part
+                curves.append(curve)
+        if not processes.FIRST:
+            return  # the first one has it all now, and writes it
 
         rows = {name: rows[name] for name in names}  # from folds to name order
         curve = mean_curve(curves)

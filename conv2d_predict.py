@@ -4,6 +4,11 @@
 Both folders hold what preprocessing.py wrote. With --model the weights of an earlier run are used
 instead of training, and TEST_FOLDER is given alone. In the place of TEST_FOLDER recordings may be given
 that were not prepared. Where a recording is labelled, its scores are printed too.
+
+Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
+than processes the windows are. A training is shared from 200 windows of --batch-size a process on: of
+fewer, the exchange of 324 MB in every step takes longer than what is saved, and the first process trains
+alone. Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
 """
 
 from __future__ import annotations
@@ -16,15 +21,16 @@ def main() -> None:
 
     from pathlib import Path
 
+    from neurodetect import processes
     from neurodetect.detection import assess, detect, neuron_area, trace, train_network
-    from neurodetect.files import digest, require_writable, write_json
+    from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.formats.exports import export
     from neurodetect.preparation import read_or_prepare
     from neurodetect.prepared import digests, read_labelled
     from neurodetect.regions import write_submission
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import table
-    from neurodetect.view.figures import draw_found, save_figure
+    from neurodetect.view.figures import draw_found, figure_bytes
     from neurodetect.view.report import section, write_report
     from neurodetect.weights import STARTED_FROM, load_network, save_network, was_trained_on
 
@@ -70,6 +76,7 @@ def main() -> None:
                 start=start,
                 checkpoint=unfinished.checkpoint("training"),
                 description="training",
+                team=processes.split(1),
             )
             trained_on = {
                 **settings,
@@ -79,22 +86,34 @@ def main() -> None:
                 "loss": history[-1]["loss"],
                 **({STARTED_FROM: before} if before else {}),
             }
-            save_network(args.save_model, network, trained_on)
+            if processes.FIRST:
+                save_network(args.save_model, network, trained_on)
             console.say(f"Wrote {args.save_model}")
 
         typical = trained_on.get("neuron_area", {})
         seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
-        for recording in recordings:
+        team = processes.split(len(recordings))
+
+        def examine(recording):
             name = recording.name
-            found[name] = detect(network, recording, finding, typical, once=unfinished.once, description=name)
-            row, pairs = assess(recording, found[name])
+            neurons = detect(
+                network, recording, finding, typical, once=unfinished.once, description=name, team=team
+            )
+            row, pairs = assess(recording, neurons)
             note = "was trained on, which says nothing about new recordings" if name in seen else ""
-            figure = draw_found(recording, found[name], pairs, note)
-            save_figure(console.beside(args.output, f"_{name}.png"), figure)
-            sections.append(section(recording, found[name], row, pairs, note))
+            picture = figure_bytes(draw_found(recording, neurons, pairs, note))
+            return neurons, row, picture, section(recording, neurons, row, pairs, note)
+
+        for recording, (neurons, row, picture, part) in processes.share(recordings, examine, team):
+            name = recording.name
+            write_together({console.beside(args.output, f"_{name}.png"): picture})
+            found[name] = neurons
+            sections.append(part)
             if row is not None:
                 rows[name] = row
-            console.say(f"{name}: {console.count(len(found[name].regions), 'neuron')}")
+            console.say(f"{name}: {console.count(len(neurons.regions), 'neuron')}")
+        if not processes.FIRST:
+            return  # the first one has it all now, and writes it
         write_submission(
             args.output,
             {name: neurons.regions for name, neurons in found.items()},

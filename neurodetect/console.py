@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from neurodetect import __version__, progress
+from neurodetect import __version__, processes, progress
 from neurodetect.files import LARGEST_SIDE, UserError, one_line, reason
 
 if TYPE_CHECKING:
@@ -58,16 +58,18 @@ class Terminated(KeyboardInterrupt):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and whose help keeps the author's line breaks.
 
-    It has --quiet and --verbose, and sets what `say` and progress bars do.
+    It has --quiet and --verbose, and sets what `say` and progress bars do. Of several processes only the
+    first one answers; a command whose work is not `shared` is refused to them.
     """
 
-    def __init__(self, description: str, example: str, prog: str | None = None) -> None:
+    def __init__(self, description: str, example: str, prog: str | None = None, shared: bool = False) -> None:
         super().__init__(
             prog=prog,
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.shared = shared
         amount = self.add_mutually_exclusive_group()
         amount.add_argument("-q", "--quiet", action="store_true", help="say nothing but results and warnings")
         amount.add_argument(
@@ -78,11 +80,17 @@ class Parser(argparse.ArgumentParser):
         global _level
         args = super().parse_args(*arguments)
         _level = 0 if args.quiet else 2 if args.verbose else 1
-        progress.hidden = args.quiet
+        progress.hidden = args.quiet or not processes.FIRST
+        if processes.SIZE > 1 and not self.shared:
+            self.error("works in one process; start it without torchrun")
         return args
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        stop(self.prog, f"{message}; see {self.prog} --help", 2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if processes.FIRST:
+            super()._print_message(message, file)
 
 
 def number_in(kind: type, lowest: float, highest: float = float("inf")) -> Callable[[str], Any]:
@@ -199,7 +207,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=number_in(int, 2),
         default=100,
         metavar="N",
-        help="40 x 40 windows per training step, half of them centred on a neuron (default: 100)",
+        help="40 x 40 windows per training step, half of them centred on a neuron; processes share "
+        "a step if each has 200 of them, since with fewer it does not pay (default: 100)",
     )
     group.add_argument(
         "--recipe",
@@ -287,12 +296,12 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on from where the same command was stopped, by Ctrl-C or a crash; the result is that of a "
-        "run in one go, to the bit on a CPU",
+        "run in one go, to the bit on a CPU; with torchrun --max-restarts to be given from the start",
     )
     group.add_argument(
         "--keep-checkpoint",
         action="store_true",
-        help="keep the folder with the state of the training (1 GB) when all is done",
+        help="keep the folder with the state of the training (1 GB, of each fold) when all is done",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -403,7 +412,12 @@ def preprocessing_options(description: str) -> argparse.Namespace:
 
 def crossvalidation_options(description: str) -> argparse.Namespace:
     """The command line of conv2d_crossvalidation.py."""
-    parser = Parser(description, "python conv2d_crossvalidation.py train --folds 3 --iterations 3000")
+    parser = Parser(
+        description,
+        "python conv2d_crossvalidation.py train --folds 3 --iterations 3000\n"
+        "  torchrun --standalone --nproc-per-node 5 conv2d_crossvalidation.py train",
+        shared=True,
+    )
     group = parser.add_argument_group("input and output")
     group.add_argument("train_folder", metavar="TRAIN_FOLDER", help="holds X_NAME.npy and y_NAME.npy files")
     group.add_argument(
@@ -442,7 +456,9 @@ def prediction_options(description: str) -> argparse.Namespace:
         "python conv2d_predict.py train test --save-model weights.pt\n"
         "  python conv2d_predict.py test --model weights.pt\n"
         "  python conv2d_predict.py monday/mouse1.tif monday/mouse2.tif --model weights.pt "
-        "--output monday/found.json",
+        "--output monday/found.json\n"
+        "  torchrun --standalone --nproc-per-node 4 conv2d_predict.py test --model weights.pt",
+        shared=True,
     )
     group = parser.add_argument_group("input and output")
     group.add_argument(
@@ -569,6 +585,8 @@ def read_settings(
 ) -> tuple[TrainingSettings, DetectionSettings]:
     """The options, what they leave open resolved, as the settings of a run: how to train, how to find.
 
+    Several processes are connected, since the device is now known.
+
     Parameters
     ----------
     args : argparse.Namespace
@@ -579,7 +597,7 @@ def read_settings(
     Raises
     ------
     UserError
-        The device is not there.
+        The device is not there, or not for all processes.
     """
     from neurodetect.detection import DetectionSettings, TrainingSettings
     from neurodetect.device import choose_device, choose_precision
@@ -587,6 +605,7 @@ def read_settings(
     from neurodetect.training import ITERATIONS, TRAINED_ITERATIONS
 
     device = choose_device(args.device)
+    processes.start(device)
     recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
     # Weights that do not say were trained before there was a choice.
     background = (trained_on or {}).get("background", "keep")
@@ -651,14 +670,20 @@ def unfinished_run(
     **digests : dict of str to str
         SHA-256 of the files of a kind, by name; they have to be the same too.
     """
-    from neurodetect.resume import UnfinishedRun
+    from neurodetect.resume import UnfinishedRun, differences
 
     files = {f"{kind} file {name}": value for kind, of in digests.items() for name, value in of.items()}
     torch_version = settings["versions"]["torch"]
     options = {key: value for key, value in settings.items() if key != "versions"}
+    identity = {**options, "PyTorch": torch_version, **files}
+    if changes := differences(processes.first_word(identity), identity):
+        raise UserError(
+            f"on {platform.node()} {'; '.join(changes)}: all processes have to see the same files, with "
+            "the same PyTorch, on processors or GPUs alike"
+        )
     run = UnfinishedRun(
         beside(args.output, ".unfinished"),
-        {**options, "PyTorch": torch_version, **files},
+        identity,
         resume=args.resume,
         seconds=60 * args.checkpoint_every,
         keep=args.keep_checkpoint,
@@ -674,14 +699,15 @@ def unfinished_run(
 
 def say(text: str, level: int = 1) -> None:
     """Tell the user something, at once: at level 0 in any case, 1 unless --quiet, 2 if --verbose."""
-    if level <= _level:
+    if level <= _level and processes.FIRST:
         moment = f"[{time.monotonic() - _started:.1f} s] " if _level == 2 else ""
         print(moment + printable(text), flush=True)
 
 
 def warn(text: str) -> None:
     """Tell the user on standard error what the result may suffer from."""
-    print(f"warning: {printable(one_line(text))}", file=sys.stderr, flush=True)
+    if processes.FIRST:
+        print(f"warning: {printable(one_line(text))}", file=sys.stderr, flush=True)
 
 
 def count(number: int, thing: str) -> str:
@@ -697,13 +723,15 @@ def printable(text: str) -> str:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and exit: 0; 2 after one line on what to mend; 130, 143 after Ctrl-C, SIGTERM.
 
-    A bug keeps its traceback.
+    A bug keeps its traceback. Of several processes the first that ends before its time speaks, and all
+    exit with its code; 1 where one was lost without a word.
     """
     program = os.path.basename(sys.argv[0])
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: warn(str(message))  # one line, without a place in our code
     try:
         main()
+        processes.finish()
         sys.stdout.flush()
     except UserError as error:
         stop(program, str(error), 2)
@@ -723,8 +751,10 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         stop(program, OUT_OF_MEMORY, 2)
     except KeyboardInterrupt as interrupt:
-        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-        stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), 128 + number)
+        code = 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+        if isinstance(interrupt, processes.Lost):
+            code = 1
+        stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), code)
     sys.exit(0)
 
 
@@ -735,5 +765,7 @@ def terminate(*_: object) -> NoReturn:
 
 def stop(program: str, message: str, code: int) -> NoReturn:
     """Exit with one line on standard error, however many lines the message had."""
-    print(f"{program}: {printable(one_line(message))}", file=sys.stderr)
-    sys.exit(code)
+    its_code = processes.last_word(code)
+    if its_code is None:
+        print(f"{program}: {printable(one_line(message))}", file=sys.stderr)
+    sys.exit(code if its_code is None else its_code)

@@ -17,6 +17,7 @@ from neurodetect.files import UserError, positive_number
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, require_same_image
+from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
 from neurodetect.recording import Recording
@@ -26,6 +27,12 @@ from neurodetect.scoring import evaluate, match_centers
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
+
+#: Windows of a batch for each process that takes part in a training. A step exchanges 324 MB, whatever the
+#: batch. That takes as long as 60 windows on a CPU (0.35 s in one machine), as 60 on GPUs with NVLink between
+#: them (0.8 ms at 400 GB/s; a window has 1.5 GFLOP, at 110 TFLOP/s), as 2,000 over a network (26 ms at 12.5
+#: GB/s).
+SMALLEST_SHARE = 200
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,7 @@ def train_network(
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
+    team: Team = ALONE,
 ) -> tuple[NeuronNet, list[dict[str, float]]]:
     """A network trained on labelled recordings: a new one, or what a trained one becomes.
 
@@ -165,6 +173,9 @@ def train_network(
         Trained; its weights, which stay as they are, are begun with instead of random ones.
     checkpoint, description
         See `training.train`.
+    team : Team
+        Processes that all get the network. They train it together where each has SMALLEST_SHARE windows of a
+        batch, and otherwise the leader does, on a CPU with all their threads, while they wait.
 
     Returns
     -------
@@ -176,6 +187,22 @@ def train_network(
     UserError
         There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
     """
+    if team.size > 1 and settings.batch_size < SMALLEST_SHARE * team.size:
+        with team.all_threads():
+            network, history = (
+                train_network(
+                    recordings,
+                    settings,
+                    start=start,
+                    held_out=held_out,
+                    checkpoint=checkpoint,
+                    description=description,
+                )
+                if team.leads
+                else (empty_network(torch.device(settings.device)).eval(), [])
+            )
+        team.copy_from_leader(*network.parameters())
+        return network, team.word(history)
     standard = settings.recipe == "standard"
     paint = regions_to_separate_mask if standard else regions_to_mask
     device = torch.device(settings.device)
@@ -221,8 +248,16 @@ def train_network(
         held_out=check,
         checkpoint=checkpoint,
         description=description,
+        team=team,
     )
     return network, history
+
+
+def empty_network(device: torch.device) -> NeuronNet:
+    """A network whose weights are still to be filled in."""
+    with torch.device("meta"):
+        network = NeuronNet()
+    return network.to_empty(device=device)
 
 
 # Finding
@@ -234,8 +269,9 @@ def detect(
     settings: DetectionSettings,
     typical: dict[str, float | None],
     *,
-    once: Callable[[str, Callable[[], np.ndarray]], np.ndarray] | None = None,
+    once: Callable[[str, Callable[[], np.ndarray], Team], np.ndarray] | None = None,
     description: str | None = None,
+    team: Team = ALONE,
 ) -> Found:
     """The neurons that a network finds in a recording.
 
@@ -248,9 +284,12 @@ def detect(
     typical : dict
         Area of the neurons that the network was trained on, see `neuron_area`.
     once : callable, optional
-        Given the recording's name and what computes its map, returns the map: `UnfinishedRun.once`.
+        Given the recording's name, what computes its map, and the team, returns the map:
+        `UnfinishedRun.once`.
     description : str, optional
         Label of a progress bar; without it none is drawn.
+    team : Team
+        Processes that compute the map together, see `probability_map`.
 
     Returns
     -------
@@ -264,9 +303,10 @@ def detect(
             settings.stride,
             precision=settings.precision,
             description=description,
+            team=team,
         )
 
-    probability = compute() if once is None else once(recording.name, compute)
+    probability = compute() if once is None else once(recording.name, compute, team)
     regions = find_in_map(recording, probability, settings, typical)
     return Found(regions, probability, mean_probability(probability, regions))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neurodetect import console
+from neurodetect import console, processes
 from neurodetect.averaging import Projection, describe_unusual, project
 from neurodetect.files import UserError, listed, natural_key, require_writable
 from neurodetect.prepared import (
@@ -151,8 +151,10 @@ def read_or_prepare(
     frames |= {each.name: (each, chosen_frames(each, reading["frames"])) for each in recordings}
     if recordings:
         require_writable(folder)
-    for recording in recordings:
-        prepare(recording, folder, reading)
+    if processes.FIRST:
+        for recording in recordings:
+            prepare(recording, folder, reading)
+    processes.wait()
     now = [read_prepared(folder, recording.name) for recording in recordings]
     hashes = {**(digests(folders[0], before) if folders else {}), **digests(folder, now)}
     return Inputs(sorted([*before, *now], key=lambda each: natural_key(each.name)), hashes, frames)

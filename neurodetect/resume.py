@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from neurodetect import processes
 from neurodetect.files import UserError, read_array, read_json, write_array, write_json
+from neurodetect.processes import ALONE, Team
 from neurodetect.weights import load_safely, save_whole
 
 RUN_FILE = "run.json"
-RUN_FORMAT = "neurodetect unfinished run 2"  #: since 2 the standard recipe trains at other rates
-CHECKPOINT_FILE = "training.pt"
+RUN_FORMAT = "neurodetect unfinished run 3"  #: since 3 every note and every training has its file
+# A name is a stranger's, and may be as long as the name of a file can be: files have 16 digits of its hash.
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
 CHECKPOINT_BYTES = 3 * 81_073_300 * 4  #: the weights and Adam's two means of them, float32
@@ -29,7 +31,8 @@ class UnfinishedRun:
     """A folder beside the output that holds what a run has done so far; it goes when the run is done.
 
     Used in a `with` block around the work. Stopped there, by Ctrl-C or by an error, the folder stays, and
-    the same run with `resume` goes on from it.
+    the same run with `resume` goes on from it. Of several processes the first begins and removes it, and all
+    write into it: whatever is kept is one file, which one process writes.
 
     Parameters
     ----------
@@ -53,7 +56,8 @@ class UnfinishedRun:
     ------
     UserError
         The folder holds unfinished work and `resume` was not asked for; or it was, and that work was
-        begun with other settings or data; or the folder holds what no such run has written.
+        begun with other settings or data; or the folder holds what no such run has written; or the first
+        of several processes began the run in a folder that this one does not see.
     """
 
     def __init__(
@@ -67,12 +71,23 @@ class UnfinishedRun:
     ) -> None:
         self.folder, self.seconds, self.keep = Path(folder), seconds, keep
         self._file = self.folder / RUN_FILE
+        if processes.FIRST:
+            self._begin(identity, resume)
+            processes.wait()
+        else:
+            processes.wait()
+            self._state = self._read()
+            self.resumed = self._holds_work()
+            if self._state["identity"] != identity:
+                raise UserError(f"{self.folder}: all processes have to see this folder; choose a shared disk")
+
+    def _begin(self, identity: dict[str, Any], resume: bool) -> None:
         self._state = self._read()
         if self._state["identity"] is None:
             self._remove()
         self.resumed = self._holds_work()
         if not self.resumed:
-            self._state = {"format": RUN_FORMAT, "identity": identity, "notes": {}}
+            self._state = {"format": RUN_FORMAT, "identity": identity}
             write_json(self._file, self._state)
             return
         if not resume:
@@ -91,10 +106,16 @@ class UnfinishedRun:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if not self._holds_work() or (kind is None and not self.keep):
+        holds_work = self._holds_work()
+        # After a failure others may still be writing here; an empty run that is left is in no one's way.
+        alone = processes.FIRST and (kind is None or processes.SIZE == 1)
+        if alone and (not holds_work or (kind is None and not self.keep)):
             self._remove()
-        elif isinstance(error, KeyboardInterrupt):
-            error.args = (f"add --resume to the same command to go on; until then keep {self.folder}",)
+        elif isinstance(error, KeyboardInterrupt) and (holds_work or processes.SIZE > 1):
+            error.args = (
+                *error.args,
+                f"add --resume to the same command to go on; until then keep {self.folder}",
+            )
 
     def _own_files(self) -> list[Path]:
         """The files in the folder that such a run writes, in whole or in part."""
@@ -106,7 +127,7 @@ class UnfinishedRun:
 
     def _read(self) -> dict[str, Any]:
         """What is known of the run in the folder; nobody's files are taken for it, or replaced by it."""
-        state: dict[str, Any] = {"format": RUN_FORMAT, "identity": None, "notes": {}}
+        state: dict[str, Any] = {"format": RUN_FORMAT, "identity": None}
         if not self.folder.is_dir():
             return state
         own = self._own_files()
@@ -138,28 +159,36 @@ class UnfinishedRun:
         if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def noted(self, key: str) -> Any:
-        """What `note` kept under this key, None if nothing."""
-        return self._state["notes"].get(key)
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / (hashlib.sha256(os.fsencode(name)).hexdigest()[:16] + suffix)
 
-    def note(self, key: str, value: Any) -> None:
-        """Keep a value that JSON can hold."""
-        self._state["notes"][key] = value
-        write_json(self._file, self._state)
+    def noted(self, name: str) -> Any:
+        """What `note` kept under this name, None if nothing."""
+        path = self._path(name, ".json")
+        return read_json(path) if path.exists() else None
 
-    def once(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array of this name: what `compute` gives, or gave before the run was stopped."""
-        # A name is a stranger's, and may be as long as the name of a file can be.
-        path = self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.npy"
-        if path.exists():
+    def note(self, name: str, value: Any) -> None:
+        """Keep a value that JSON can hold, of a training that is done: its checkpoint, a gigabyte, goes."""
+        write_json(self._path(name, ".json"), value)
+        if not self.keep:
+            self.checkpoint(name).path.unlink(missing_ok=True)
+
+    def once(self, name: str, compute: Callable[[], np.ndarray], team: Team = ALONE) -> np.ndarray:
+        """The array of this name: what `compute` gives, or gave before the run was stopped.
+
+        In all processes of a team, of which the leader writes it.
+        """
+        path = self._path(name, ".npy")
+        if team.word(path.exists()):
             return read_array(path, advice=f"remove {self.folder} to start anew")
         array = compute()
-        write_array(path, array)
+        if team.leads:
+            write_array(path, array)
         return array
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """The checkpoint of the training of this name; a run keeps that of one training at a time."""
-        return Checkpoint(self.folder / CHECKPOINT_FILE, name, self.seconds)
+        """The checkpoint of the training of this name."""
+        return Checkpoint(self._path(name, ".pt"), name, self.seconds)
 
 
 class Checkpoint:

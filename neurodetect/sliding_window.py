@@ -44,6 +44,7 @@ from neurodetect.device import arithmetic, choose_precision, is_out_of_memory
 from neurodetect.files import UserError
 from neurodetect.network import MAPS_MULTIPLE, MARGIN, TARGET, WINDOW, NeuronNet, with_empty_maps
 from neurodetect.patches import PADDING
+from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 
 # A processor's caches want little at a time, a GPU's thousands of cores much: see `gpu_block`.
@@ -171,6 +172,7 @@ def probability_map(
     precision: str = "auto",
     block_side: int | None = None,
     description: str | None = None,
+    team: Team = ALONE,
 ) -> np.ndarray:
     """Mean probability of 'neuron' over all windows that label a pixel.
 
@@ -191,6 +193,8 @@ def probability_map(
         a warning.
     description : str, optional
         Label of a progress bar; without it none is drawn.
+    team : Team
+        Processes that share the blocks; each returns the map, which is that of one process up to rounding.
 
     Returns
     -------
@@ -213,6 +217,9 @@ def probability_map(
     network = _SharingNetwork(network, dtype, batch)
     blocks = list(product(*(window_runs(length, stride) for length in image.shape)))
     limit = (block_side or side) ** 2
+    if team.size > 1:
+        share = -(-sum(len(rows) * len(columns) for rows, columns in blocks) // team.size)
+        blocks = _cut(blocks, min(limit, share))[team.rank :: team.size]
     total = torch.zeros_like(padded)
     bar = progress_bar(
         description=description or "",
@@ -247,6 +254,7 @@ def probability_map(
                 continue
             _add_windows(total, probabilities, rows, columns)
             bar.update(windows)
+    team.add_up(total)
     counts = (windows_per_pixel(length, stride) for length in image.shape)
     return _crop(total).cpu().numpy() / np.outer(*counts)
 
@@ -273,6 +281,18 @@ def _halves(rows: range, columns: range) -> list[tuple[range, range]]:
         return [(rows[half:], columns), (rows[:half], columns)]
     half = len(columns) // 2
     return [(rows, columns[half:]), (rows, columns[:half])]
+
+
+def _cut(blocks: list[tuple[range, range]], limit: int) -> list[tuple[range, range]]:
+    """Blocks of at most `limit` windows, cut from these."""
+    cut, rest = [], [*blocks]
+    while rest:
+        rows, columns = rest.pop()
+        if len(rows) * len(columns) > limit:
+            rest += _halves(rows, columns)
+        else:
+            cut.append((rows, columns))
+    return cut
 
 
 def _add_windows(total: Tensor, values: Tensor, rows: range, columns: range) -> None:

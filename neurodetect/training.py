@@ -15,6 +15,7 @@ from neurodetect.device import arithmetic, has_graphs, is_out_of_memory, repeata
 from neurodetect.files import UserError
 from neurodetect.network import MAPS_AFTER_POOL, NeuronNet
 from neurodetect.patches import PatchSampler
+from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.resume import Checkpoint, signals_held
 
@@ -48,6 +49,7 @@ def train(
     held_out: PatchSampler | None = None,
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
+    team: Team = ALONE,
 ) -> list[dict[str, float]]:
     """Train the network in place with Adam on binary cross-entropy.
 
@@ -74,6 +76,9 @@ def train(
         one go.
     description : str, optional
         Label of a progress bar with the running loss and the held-out error.
+    team : Team
+        Processes that share every batch, with networks and samplers alike; no more than a batch has windows.
+        The result is that of one process up to rounding. The leader keeps the checkpoint.
 
     Returns
     -------
@@ -84,13 +89,14 @@ def train(
     Raises
     ------
     UserError
-        The loss is no longer finite, or not even one window fits in the device's memory.
+        The loss is no longer finite; not even one window fits in the device's memory; or processes find
+        different checkpoints.
     """
     device = sampler.device
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     optimizer = make_optimizer(network, device, recipe)
-    step = Step(network, optimizer, precision, centered=recipe == "standard")
+    step = Step(network, optimizer, precision, centered=recipe == "standard", team=team)
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
     running = torch.zeros((), device=device)  # running mean of the loss
     history: list[dict[str, float]] = []
@@ -103,9 +109,13 @@ def train(
         sampler.restore(state["sampler"])
         network.load_state_dict(state["network"])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state["adam"]})
+    if done != team.word(done):
+        raise UserError(f"{checkpoint.path}: all processes have to see this file; choose a shared disk")
     kept_at, kept = done, time.monotonic()
 
     def keep() -> None:
+        if not team.leads:
+            return
         checkpoint.save(
             {
                 "iteration": done,
@@ -129,7 +139,7 @@ def train(
     ):
         if history:
             bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
-        while done < iterations and not stop():
+        while done < iterations and not team.any(stop()):  # one that stops alone would leave others waiting
             if recipe == "standard":
                 set_learning_rates(optimizer, highest * rate_share(done, iterations))
             loss = step(*sampler.sample(batch_size))
@@ -269,16 +279,23 @@ class Step:
     precision : {"float32", "bfloat16"}
     centered : bool
         See `center_gradient`.
+    team : Team
+        Processes that take the same steps together, each with its share of the batch; without a graph.
     """
 
     WARM_UP = 3  #: steps before a graph is recorded, in which libraries and Adam allocate what they keep
     SPARE = 1.25  #: times the memory that such a step took has to be free for the recording
 
     def __init__(
-        self, network: NeuronNet, optimizer: torch.optim.Optimizer, precision: str, centered: bool = False
+        self,
+        network: NeuronNet,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        centered: bool = False,
+        team: Team = ALONE,
     ) -> None:
         self.network, self.optimizer, self.precision = network, optimizer, precision
-        self.centered = centered
+        self.centered, self.team = centered, team
         self.parts = 1
         self._steps = 0
         self._side: torch.cuda.Stream | None = None
@@ -321,7 +338,7 @@ class Step:
 
     def _step(self, windows: Tensor, targets: Tensor) -> Tensor:
         allocate(self.optimizer)
-        if not has_graphs(windows.device):
+        if not has_graphs(windows.device) or self.team.size > 1:
             return self._plain(windows, targets)
         if self._graph is None:
             if self._steps < self.WARM_UP:
@@ -370,7 +387,14 @@ class Step:
 
     def _plain(self, windows: Tensor, targets: Tensor) -> Tensor:
         return train_step(
-            self.network, self.optimizer, windows, targets, self.precision, self.parts, self.centered
+            self.network,
+            self.optimizer,
+            windows,
+            targets,
+            self.precision,
+            self.parts,
+            self.centered,
+            self.team,
         )
 
 
@@ -382,18 +406,25 @@ def train_step(
     precision: str,
     parts: int = 1,
     centered: bool = False,
+    team: Team = ALONE,
 ) -> Tensor:
-    """One step of Adam on one batch, handled in parts; returns its loss, detached, on the device."""
+    """One step of Adam on one batch, handled in parts; returns its loss, detached, on the device.
+
+    A team's processes handle a share each of the same batch, and exchange the sums of their gradients: 81
+    million float32, 324 MB, against the 1.5 GFLOP that a window takes.
+    """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=windows.device)
+    own_windows, own_targets = (windows, targets) if team.size == 1 else map(team.part, (windows, targets))
     with repeatable():
-        for some, wanted in zip(windows.chunk(parts), targets.chunk(parts), strict=True):
+        for some, wanted in zip(own_windows.chunk(parts), own_targets.chunk(parts), strict=True):
             with arithmetic(windows.device, precision):
                 logits = network(some.to(memory_format=torch.channels_last))
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
             loss = loss * (len(some) / len(windows))
             loss.backward()
             total += loss.detach()
+    team.add_up(total, *(parameter.grad for parameter in network.parameters()))
     if centered:
         center_gradient(network)
     optimizer.step()

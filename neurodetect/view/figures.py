@@ -5,6 +5,7 @@ Files are drawn without any window toolkit; only what opens a window imports pyp
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -320,6 +321,13 @@ def save_figure(path: str | Path, figure: Figure) -> None:
     """
     with write_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": None})
+
+
+def figure_bytes(figure: Figure) -> bytes:
+    """What `save_figure` writes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi="figure", metadata={"Software": None})
+    return stream.getvalue()
 
 
 def make_panels(

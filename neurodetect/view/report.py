@@ -29,6 +29,7 @@ from neurodetect.view.figures import (
     MISSED_TRUE,
     OUTLINE,
     SOLID,
+    figure_bytes,
     grey_limits,
     round_length,
 )
@@ -160,18 +161,16 @@ def picture(image: np.ndarray) -> str:
     grey = np.clip((np.asarray(image, np.float64) - low) / (high - low), 0, 1)
     stream = io.BytesIO()
     Image.fromarray((255 * grey).round().astype(np.uint8)).save(stream, format="PNG", optimize=True)
-    return png_address(stream)
+    return png_address(stream.getvalue())
 
 
 def figure_picture(figure: Figure) -> str:
     """A figure as an address that holds the picture itself."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi="figure", metadata={"Software": None})
-    return png_address(stream)
+    return png_address(figure_bytes(figure))
 
 
-def png_address(stream: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+def png_address(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
 def svg_path(region: np.ndarray) -> str:
