@@ -33,6 +33,7 @@ SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no l
 # A share of the median, not a probability: on another laboratory's images all probabilities are lower.
 CONFIDENCE_SHARE = 0.7  #: of the median neuron's mean probability, what each must reach
 RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
+EDGE_SHARE = 0.5  #: of a neuron's mean probability: what a pixel beside it must have to join it at last
 RING = 3  #: pixels round a neuron that it is compared with
 EXCHANGED_BY_CHANCE = 1e-4  #: the probability at which rows and columns are called exchanged
 METHODS = ("watershed", "connected")
@@ -70,12 +71,12 @@ def find_regions(
         "watershed" tells touching cells apart, gives each its rim (see `split_touching`, `add_rim`) and
         drops those whose mean probability is much lower than the others'. What it takes for the size of a
         cell it then learns from the map itself: cells are sought again with the median area of those
-        found. "connected" gives plain connected components.
+        found. At last faint cells grow, see `grow_faint`. "connected" gives plain connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
         typical area (with "watershed" that of the map), or SMALLEST_AREA where that is not known.
     threshold : float
-        Pixels above it are neuron; those of a rim may be a fifth lower.
+        Pixels above it are neuron; those of a rim may be lower.
     typical_area : float, optional
         Pixels of a typical neuron, e.g. the median of labelled ones: how finely touching cells are split at
         first, and to the end where fewer than FEWEST_FOR_SIZE are found.
@@ -108,6 +109,7 @@ def find_regions(
             if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
                 break
             typical_area = area
+        regions = grow_faint(regions, probability)
     elif method == "connected":
         labels, _ = ndimage.label(probability > threshold)
         regions = labels_to_regions(drop_small(labels, smallest_area, typical_area))
@@ -180,7 +182,24 @@ def split_touching(
     return watershed(-distance, markers, mask=mask)
 
 
-def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float) -> np.ndarray:
+def grow_faint(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[np.ndarray]:
+    """Cells one pixel larger, where the probability is over half of the cell's own mean.
+
+    An edge lies where a cell fades to half, and not at one probability for all: of a cell that the network is
+    not sure of, little more than the middle is above a threshold.
+
+    Parameters
+    ----------
+    regions : sequence of (n, 2) int arrays
+        None of which overlap.
+    probability : (H, W) array
+    """
+    labels = regions_to_labels(regions, probability.shape)
+    half = np.append(np.inf, EDGE_SHARE * mean_probability(probability, regions))
+    return labels_to_regions(add_rim(labels, probability, half))
+
+
+def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float | np.ndarray) -> np.ndarray:
     """Cells one pixel larger, where the probability allows it.
 
     The network learns from masks with a gap between touching neurons (see `regions_to_separate_mask`) and
@@ -191,8 +210,8 @@ def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float) -> np.nd
     labels : int (H, W)
         0 outside, 1 and up for the cells.
     probability : (H, W) array
-    lowest : float
-        Pixels above it may join a cell that they share a side with.
+    lowest : float or array
+        Pixels above it may join a cell that they share a side with; an array has a number for every label.
 
     Returns
     -------
@@ -201,7 +220,10 @@ def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float) -> np.nd
     """
     from skimage.segmentation import expand_labels  # see `split_touching`
 
-    return np.where(labels > 0, labels, np.where(probability > lowest, expand_labels(labels, 1), 0))
+    larger = expand_labels(labels, 1)
+    if np.ndim(lowest):
+        lowest = np.asarray(lowest)[larger]
+    return np.where(labels > 0, labels, np.where(probability > lowest, larger, 0))
 
 
 def mean_probability(probability: np.ndarray, regions: Sequence[np.ndarray]) -> np.ndarray:

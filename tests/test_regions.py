@@ -16,6 +16,7 @@ from neurodetect.regions import (
     dataset_name,
     find_cells,
     find_regions,
+    grow_faint,
     labels_to_regions,
     mean_probability,
     parse_regions,
@@ -352,8 +353,9 @@ def test_a_higher_threshold_finds_smaller_and_fewer():
     probability = np.zeros((40, 40), np.float32)
     probability[5:15, 5:15], probability[7:13, 7:13], probability[25:33, 25:33] = 0.6, 0.9, 0.75
     sizes = {t: [len(region) for region in find_regions(probability, threshold=t)] for t in (0.5, 0.65, 0.8)}
-    # At 0.65 the 24 pixels of probability 0.6 beside the bright 36 are their rim.
-    assert sizes == {0.5: [100, 64], 0.65: [60, 64], 0.8: [36]}
+    # Beside the bright 36 are 24 pixels of probability 0.6, which at 0.65 are their rim, and at 0.8 are over
+    # half of their mean; so are, at 0.65, the 28 beside these.
+    assert sizes == {0.5: [100, 64], 0.65: [88, 64], 0.8: [60]}
 
 
 def test_what_the_network_is_less_sure_of_than_of_the_others_is_no_neuron():
@@ -408,7 +410,8 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         assert np.array_equal(painted > 0, probability > 0.5)
     else:
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
-        assert not (painted > (probability > 0.5) | (beside & (probability > 0.4))).any()
+        rim = (probability > 0.5) | (beside & (probability > 0.4))
+        assert not (painted > (rim | (ndimage.binary_dilation(rim) & (probability > 0.2)))).any()
         # The median is that of all cells, those that are dropped included.
         regions = find_cells(probability, 1, 0.5, typical_area)
         labels = add_rim(split_touching(probability, 0.5, typical_area or 150), probability, 0.4)
@@ -420,6 +423,26 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         assert all(np.array_equal(region, cells[tuple(region[0])]) for region in regions)
         mask = probability > 0.5
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float32, (12, 15), elements=st.floats(0, 1, width=32)), st.integers(0, 2**32 - 1))
+def test_cells_grow_by_what_is_over_half_of_their_mean(probability, seed):
+    before = np.random.default_rng(seed).integers(0, 5, probability.shape) ** 3 // 27  # 0, 1 and 2
+    regions = labels_to_regions(before)
+    before = regions_to_labels(regions, probability.shape)
+    after = regions_to_labels(grow_faint(regions, probability), probability.shape)
+    halves = [np.inf, *(probability[before == n].mean(dtype=float) / 2 for n in range(1, before.max() + 1))]
+    for (row, column), label in np.ndenumerate(after):
+        own, value = before[row, column], probability[row, column]
+        sides = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+        near = {before[r, c] for r, c in sides if 0 <= r < 12 and 0 <= c < 15} - {0}
+        if own:
+            assert label == own
+        elif label:
+            assert label in near and value > halves[label]
+        else:
+            assert not near or any(value <= halves[number] for number in near)
 
 
 def test_touching_cells_get_the_gap_back_that_training_masks_have():
