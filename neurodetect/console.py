@@ -123,7 +123,7 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def add_recording_options(parser: argparse.ArgumentParser) -> None:
+def add_recording_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """What of a recording is read: --channel, --plane, --dataset, --axes, --transpose, --crop, --frames."""
     group = parser.add_argument_group("reading the recording")
     group.add_argument(
@@ -170,6 +170,7 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
         metavar="FIRST:LAST",
         help="only these frames, counted from 1, for example 1:200 (default: all)",
     )
+    return group
 
 
 def add_scale_option(group: argparse._ActionsContainer) -> None:
@@ -510,8 +511,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     add_training_options(parser)
     add_detection_options(parser)
     add_running_options(parser)
-    add_recording_options(parser)
-    add_scale_option(parser)
+    add_scale_option(add_recording_options(parser))
     args = parser.parse_args()
     if args.train_folder is None and args.model is None:
         parser.error("give TRAIN_FOLDER and TEST_FOLDER, or TEST_FOLDER and --model FILE")
