@@ -55,6 +55,7 @@ def main() -> None:
 
     found, rows, sections = {}, {}, []
     with console.unfinished_run(args, settings, **inputs) as unfinished:
+        everyone, team = processes.split(1), processes.split(len(recordings))
         if network is None:
             console.say(
                 f"Training on {console.count(len(labelled), 'recording')}, {args.iterations} iterations, "
@@ -65,7 +66,7 @@ def main() -> None:
                 training,
                 checkpoint=unfinished.checkpoint("training"),
                 description="training",
-                team=processes.split(1),
+                team=everyone,
             )
             trained_on = {
                 **settings,
@@ -79,7 +80,6 @@ def main() -> None:
             console.say(f"Wrote {args.save_model}")
 
         typical, seen = trained_on.get("neuron_area", {}), trained_on.get("recordings", [])
-        team = processes.split(len(recordings))
 
         def examine(recording):
             name = recording.name
