@@ -686,7 +686,7 @@ def terminate(*_: object) -> NoReturn:
 
 
 def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """What is done with an exception that Python cannot raise, as while it tidies up: a signal comes again."""
+    """What is done with an exception that Python cannot raise, while it tidies up: a signal comes again."""
     if os.name != "posix" or not isinstance(ignored.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return

@@ -52,6 +52,7 @@ def predicted(lab, run_command):
     return result
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_a_signal_that_comes_while_python_tidies_up_is_not_lost():
     code = """
 import os, signal, time
