@@ -65,6 +65,7 @@ def main() -> None:
 
     found, rows, sections = {}, {}, []
     with console.unfinished_run(args, settings, **inputs) as unfinished:
+        everyone, team = processes.split(1), processes.split(len(recordings))
         if network is None:
             console.say(
                 f"Training on {console.count(len(labelled), 'recording')}, {training.iterations} iterations, "
@@ -76,7 +77,7 @@ def main() -> None:
                 start=start,
                 checkpoint=unfinished.checkpoint("training"),
                 description="training",
-                team=processes.split(1),
+                team=everyone,
             )
             trained_on = {
                 **settings,
@@ -92,7 +93,6 @@ def main() -> None:
 
         typical = trained_on.get("neuron_area", {})
         seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
-        team = processes.split(len(recordings))
 
         def examine(recording):
             name = recording.name

@@ -11,6 +11,7 @@ import platform
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -729,6 +730,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     program = os.path.basename(sys.argv[0])
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: warn(str(message))  # one line, without a place in our code
+    sys.unraisablehook = interrupt_again
     try:
         main()
         processes.finish()
@@ -761,6 +763,16 @@ def run(main: Callable[[], None]) -> NoReturn:
 def terminate(*_: object) -> NoReturn:
     """What SIGTERM does."""
     raise Terminated
+
+
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """What is done with an exception that Python cannot raise, while it tidies up: a signal comes again."""
+    if os.name != "posix" or not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    number = signal.SIGTERM if isinstance(ignored.exc_value, Terminated) else signal.SIGINT
+    main_thread = threading.main_thread().ident
+    threading.Timer(0.1, signal.pthread_kill, (main_thread, number)).start()
 
 
 def stop(program: str, message: str, code: int) -> NoReturn:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,7 +39,6 @@ LOCAL_SIZE = int(os.environ["LOCAL_WORLD_SIZE"]) if _LAUNCHED else 1  #: how man
 FIRST = RANK == 0  #: the process that speaks, draws bars and writes results
 
 PATIENCE = timedelta(days=60)  #: others train for hours; of those that die one learns at once
-CALL = timedelta(seconds=30)  #: for torchrun's store to answer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,6 +149,9 @@ def start(device: torch.device) -> None:
         torch.cuda.set_device(LOCAL_RANK)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _exchange():
+        _store().add("started", 1)
+        while _store().add("started", 0) < SIZE:  # here, since PyTorch would wait without hearing a signal
+            time.sleep(0.1)
         dist.init_process_group(backend, store=_store(), rank=RANK, world_size=SIZE, timeout=PATIENCE)
 
 
@@ -191,7 +194,7 @@ def _store() -> PrefixStore:
 
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(*address, SIZE, is_master=not served and FIRST, timeout=CALL)
+    store = TCPStore(*address, SIZE, is_master=not served and FIRST)
     return PrefixStore(f"neurodetect {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
@@ -216,6 +219,8 @@ def split(pieces: int) -> Team:
     count = min(pieces, SIZE)
     bounds = [SIZE * number // count for number in range(count + 1)]
     team = ALONE
+    if count < SIZE:
+        wait()  # if one has failed it shows here; PyTorch would wait for it, and hear no signal
     for number, (first, end) in enumerate(pairwise(bounds)):
         # All processes have to take part in the making of every group.
         group = _group(range(first, end)) if end - first > 1 else None

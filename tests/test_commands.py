@@ -55,6 +55,27 @@ def predicted(lab, run_command):
     return result
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_signal_that_comes_while_python_tidies_up_is_not_lost():
+    code = """
+import os, signal, time
+from neurodetect import console
+class Tidied:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+def main():
+    Tidied()
+    time.sleep(60)
+console.run(main)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert result.returncode == 128 + signal.SIGTERM
+    assert result.stderr == "-c: stopped\n"
+
+
 def test_preprocessing_against_numpy_on_the_whole_stack(lab):
     for name in TRAINING:
         files = [lab / name / "images" / f"image{index:05d}.tiff" for index in range(12)]

@@ -119,7 +119,11 @@ def together(size: int, folder: Path, function, *arguments) -> list[int]:
                 process.terminate()
             for process in started:
                 process.join(30)
-    assert all(process.exitcode is not None for process in started), "processes hang"
+                process.kill()
+    hanging = [process for process in started if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging
     del store
     return [process.exitcode for process in started]
 
@@ -391,6 +395,12 @@ def test_processes_that_see_other_files_are_refused(quiet_lab):
     (line,) = said(quiet_lab)
     assert "result.unfinished: all processes have to see this folder" in line
     clear_logs(quiet_lab)
+    (elsewhere / "model.pt").rename(elsewhere / "other.pt")  # one fails before they are connected
+    assert together(2, quiet_lab, other_data, *prediction("none", "--quiet")) == [2, 2]
+    (line,) = said(quiet_lab)
+    assert "model.pt: cannot be read" in line
+    (elsewhere / "other.pt").rename(elsewhere / "model.pt")
+    clear_logs(quiet_lab)
     image = np.load(elsewhere / "test/X_c.npy")
     np.save(elsewhere / "test/X_c.npy", image[::-1])
     (elsewhere / "test/info_c.json").unlink()
@@ -467,6 +477,7 @@ def test_one_process_is_the_first_of_one():
 def test_teams_are_of_neighbours_and_differ_by_one_at_most(monkeypatch, size, pieces):
     monkeypatch.setattr(processes, "SIZE", size)
     monkeypatch.setattr(processes, "_group", lambda ranks: ranks)
+    monkeypatch.setattr(processes, "wait", lambda: None)
     teams = []
     for rank in range(size):
         monkeypatch.setattr(processes, "RANK", rank)
