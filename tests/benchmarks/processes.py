@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -188,20 +189,26 @@ def seconds_of_a_recording() -> tuple[float, float]:
         picture = figure_bytes(draw_found(recording, found, pairs))
         return found, row, picture, section(recording, found, row, pairs)
 
-    examine()
-    start = time.perf_counter()
-    result = examine()
-    between = time.perf_counter()
-    content = pickle.dumps(result)
-    middle = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        found, _, picture, part = pickle.loads(content)
-        write_together({Path(folder, "picture.png"): picture})
-        names = [str(number) for number in range(10)]
-        write_submission(Path(folder, "s.json"), {name: found.regions for name in names})
-        write_report(Path(folder, "report.html"), title="", settings={}, sections=[part] * len(names))
-        own = time.perf_counter() - middle
-    return between - start, own / len(names)
+    def write(content: bytes, names: list[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                found, _, picture, part = pickle.loads(content)
+                write_together({Path(folder, f"{name}.png"): picture})
+            write_submission(Path(folder, "s.json"), {name: found.regions for name in names})
+            write_report(Path(folder, "report.html"), title="", settings={}, sections=[part] * len(names))
+
+    content, names = pickle.dumps(examine()), [str(number) for number in range(10)]
+    return quickest(examine), quickest(lambda: write(content, names)) / len(names)
+
+
+def quickest(run: Callable[[], object]) -> float:
+    """The least seconds of three: what else the machine does only adds to them."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 if __name__ == "__main__":
