@@ -52,9 +52,10 @@ def main() -> None:
 
     folder = args.output_folder
     labelled = sum(recording.regions is not None for recording in recordings)
-    advice = (
-        f"conv2d_crossvalidation.py {folder}" if labelled > 1 else f"conv2d_predict.py TRAIN_FOLDER {folder}"
-    )
+    advice = f"conv2d_predict.py TRAIN_FOLDER {folder}"
+    if labelled:
+        alone = labelled == 1  # cross-validation needs two
+        advice = f"conv2d_predict.py {folder} TEST_FOLDER" if alone else f"conv2d_crossvalidation.py {folder}"
     console.say(f"Wrote {console.count(len(recordings), 'recording')} to {folder}. Next: python {advice}")
 
 
