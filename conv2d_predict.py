@@ -7,8 +7,8 @@ that were not prepared. Where a recording is labelled, its scores are printed to
 
 Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
 than processes the windows are. A training is shared from 200 windows of --batch-size a process on: of
-fewer, the exchange of 324 MB in every step takes longer than what is saved, and the first process trains
-alone. Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
+fewer, the exchange of 324 MB in every step takes as long as what is saved, or longer, and the first process
+trains alone. Processes on a CPU have OMP_NUM_THREADS threads each, on which the last digits depend.
 """
 
 from __future__ import annotations
