@@ -24,7 +24,7 @@ def main() -> None:
     from neurodetect import processes
     from neurodetect.detection import assess, detect, neuron_area, trace, train_network
     from neurodetect.files import digest, require_writable, write_json, write_together
-    from neurodetect.formats.exports import export
+    from neurodetect.formats.exports import WITH_TRACES, export
     from neurodetect.preparation import read_or_prepare
     from neurodetect.prepared import digests, read_labelled
     from neurodetect.regions import write_submission
@@ -122,8 +122,9 @@ def main() -> None:
         for recording in recordings:
             stem = console.beside(args.output, f"_{recording.name}")
             regions, probability, _ = found[recording.name]
-            at_hand = frames.get(recording.name)
-            traces = trace(*at_hand, recording, regions) if at_hand else None
+            traces = None
+            if recording.name in frames and set(args.export) & set(WITH_TRACES):
+                traces = trace(*frames[recording.name], recording, regions)
             for form in args.export:
                 export(form, stem, regions, probability, recording.image, recording.pixels_per_micron, traces)
         log = {

@@ -14,6 +14,7 @@ from conftest import assert_refused
 
 from neurodetect.formats.exports import export
 from neurodetect.formats.labels import read_named_labels
+from neurodetect.formats.tiff import TiffFrames
 from neurodetect.prepared import read_prepared
 from neurodetect.recording import open_recording
 from neurodetect.regions import read_regions, regions_to_labels, regions_to_mask
@@ -156,6 +157,17 @@ def test_recordings_give_what_their_preparation_gives(lab, command, model):
         "mouse0",
         "stack",
     ]
+
+
+def test_frames_are_read_again_for_traces_only(lab, command, model, monkeypatch):
+    reads = []
+    real = TiffFrames.between
+    monkeypatch.setattr(TiffFrames, "between", lambda *args: reads.append(args) or real(*args))
+    run = ("conv2d_predict.py", "mouse0", "--model", model, *QUICK[4:], "--export")
+    for form, count in (("imagej,labels", 1), ("csv", 2)):
+        reads.clear()
+        assert command(*run, form).returncode == 0
+        assert len(reads) == count
 
 
 def test_a_prepared_folder_and_recordings_together_after_training(lab, command):
