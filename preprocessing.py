@@ -53,9 +53,10 @@ def main() -> None:
     folder = args.output_folder
     labelled = sum(recording.regions is not None for recording in recordings)
     advice = f"conv2d_predict.py TRAIN_FOLDER {folder}"
-    if labelled:
-        alone = labelled == 1  # cross-validation needs two
-        advice = f"conv2d_predict.py {folder} TEST_FOLDER" if alone else f"conv2d_crossvalidation.py {folder}"
+    if labelled == 1:  # cross-validation needs two
+        advice = f"conv2d_predict.py {folder} TEST_FOLDER, or {advice}"
+    elif labelled:
+        advice = f"conv2d_crossvalidation.py {folder}"
     console.say(f"Wrote {console.count(len(recordings), 'recording')} to {folder}. Next: python {advice}")
 
 
