@@ -21,30 +21,17 @@ def main() -> None:
     args = console.preprocessing_options(__doc__)
 
     from neurodetect.files import require_writable
-    from neurodetect.preparation import prepare
-    from neurodetect.prepared import require_name
-    from neurodetect.recording import open_recording, refuse_recording
-    from neurodetect.regions import require_distinct_datasets
+    from neurodetect.preparation import open_recordings, prepare
+    from neurodetect.recording import refuse_recording
     from neurodetect.view.figures import require_display, show_figure
 
     if args.show:
         require_display()
     refuse_recording(args.output_folder)
-    recordings = [
-        open_recording(
-            path,
-            labels=args.labels,
-            pixels_per_micron=args.pixels_per_micron,
-            **console.reading_options(args),
-        )
-        for path in args.recordings
-    ]
-    for recording in recordings:
-        require_name(recording.name)
-    require_distinct_datasets(recording.name for recording in recordings)
+    reading = console.chosen_of_recording(args)
+    recordings = open_recordings(args.recordings, reading, args.pixels_per_micron, args.labels)
     require_writable(args.output_folder)
 
-    reading = console.chosen_of_recording(args)
     for recording in recordings:
         figure = prepare(recording, args.output_folder, reading)
         if args.show:

@@ -12,7 +12,6 @@ from neurodetect.files import UserError, listed, natural_key, require_writable
 from neurodetect.prepared import (
     Prepared,
     digests,
-    is_prepared,
     open_frames,
     prepared_names,
     read_prepared,
@@ -21,12 +20,43 @@ from neurodetect.prepared import (
 )
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing
-from neurodetect.recording import Recording, chosen_frames, open_recording
+from neurodetect.recording import Recording, chosen_frames, is_prepared, open_recording
 from neurodetect.regions import require_distinct_datasets, rows_and_columns_exchanged
 from neurodetect.view.figures import draw_regions, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def open_recordings(
+    paths: Sequence[str],
+    reading: Mapping[str, Any],
+    pixels_per_micron: float | None = None,
+    labels: str | None = None,
+) -> list[Recording]:
+    """Open recordings that shall be prepared together.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    reading : mapping
+        What was chosen of each, see `prepared.READING`.
+    pixels_per_micron : float, optional
+        Their scale, and `labels` their file of labels, see `open_recording`.
+
+    Raises
+    ------
+    UserError
+        As of `open_recording`; or a name is no name for files, or two are one dataset in a submission.
+    """
+    options = {key: value for key, value in reading.items() if key != "frames"}
+    recordings = [
+        open_recording(path, labels=labels, pixels_per_micron=pixels_per_micron, **options) for path in paths
+    ]
+    for recording in recordings:
+        require_name(recording.name)
+    require_distinct_datasets(recording.name for recording in recordings)
+    return recordings
 
 
 def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]) -> Figure:
@@ -127,12 +157,7 @@ def read_or_prepare(
             f"{listed(folders)}: are folders of prepared recordings; give one TEST_FOLDER, and with --model, "
             "with which nothing is trained, no TRAIN_FOLDER"
         )
-    options = {key: value for key, value in reading.items() if key != "frames"}
-    recordings = [
-        open_recording(path, pixels_per_micron=pixels_per_micron, **options)
-        for path in paths
-        if path not in folders
-    ]
+    recordings = open_recordings([path for path in paths if path not in folders], reading, pixels_per_micron)
     given = {**reading, "pixels-per-micron": pixels_per_micron}
     useless = [f"--{key}" for key, value in given.items() if value and not recordings]
     useless += ["--recordings"] if movies and not folders else []
@@ -141,7 +166,6 @@ def read_or_prepare(
         raise UserError(f"{listed(paths)}: was {kind}, so that {useless[0]} means nothing; leave it out")
     before = [read_prepared(folders[0], name) for name in prepared_names(folders[0])] if folders else []
     for recording in recordings:
-        require_name(recording.name)
         if Path(folder).resolve() in (recording.path.resolve(), (recording.path / "images").resolve()):
             raise UserError(
                 f"{folder}: is the recording itself, into which nothing is written; choose another --output"

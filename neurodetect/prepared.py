@@ -192,11 +192,6 @@ def prepared_names(folder: str | Path) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def is_prepared(folder: str | Path) -> bool:
-    """Whether it is a folder into which a recording was prepared."""
-    return any(Path(folder).glob("X_*.npy"))
-
-
 def read_prepared(folder: str | Path, name: str) -> Prepared:
     """Read what `write_prepared` wrote of one recording.
 

@@ -387,6 +387,11 @@ def pixels_per_micron_of(info: dict[str, Any]) -> float | None:
     return positive_number(info.get("pixels-per-micron"))
 
 
+def is_prepared(folder: str | Path) -> bool:
+    """Whether it is a folder into which recordings were prepared, see `prepared.write_prepared`."""
+    return any(Path(folder).glob("X_*.npy"))
+
+
 def refuse_recording(folder: str | Path) -> None:
     """Make sure that results are not written into somebody's raw data.
 
@@ -396,8 +401,7 @@ def refuse_recording(folder: str | Path) -> None:
         The folder, or the file in its place, is a recording.
     """
     folder = Path(folder)
-    prepared = any(folder.glob("X_*.npy"))
-    if is_recording(folder) and ((folder / "images").is_dir() or not prepared):
+    if is_recording(folder) and ((folder / "images").is_dir() or not is_prepared(folder)):
         raise UserError(
             f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"
         )
