@@ -37,7 +37,14 @@ def main() -> None:
     from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.prepared import digests, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
-    from neurodetect.scoring import group_means, mean_curve, summarize, table, threshold_curve
+    from neurodetect.scoring import (
+        better_threshold,
+        group_means,
+        mean_curve,
+        summarize,
+        table,
+        threshold_curve,
+    )
     from neurodetect.view.figures import (
         draw_curve,
         draw_found,
@@ -124,6 +131,8 @@ def main() -> None:
 
         rows = {name: rows[name] for name in names}  # from folds to name order
         curve = mean_curve(curves)
+        summary = summarize(list(rows.values()))
+        better = better_threshold(curve, summary["mean"])
         console.say("\n" + table(list(rows.values()), names, group_of), level=0)
         figures = {
             "training": draw_training(histories),
@@ -138,7 +147,7 @@ def main() -> None:
             "inputs": inputs,
             **({STARTED_FROM: before} if before else {}),
             "recordings": [{"name": name, **row} for name, row in rows.items()],
-            **summarize(list(rows.values())),
+            **summary,
             **({"group_means": group_means(list(rows.values()), group_of)} if group_of else {}),
             "thresholds": curve,
             "folds": histories,
@@ -152,10 +161,18 @@ def main() -> None:
             sections=[sections[name] for name in rows],
             figures={CAPTIONS[kind]: figure for kind, figure in figures.items()},
         )
+    option = ""
+    if better:
+        option = f" --threshold {better['probability']:g}"
+        console.say(
+            f"\nWith{option} these recordings would have a combined of {better['combined']:.3f} instead of "
+            f"{summary['mean']['combined']:.3f}, and an F1 of {better['f1_iou50']:.3f} instead of "
+            f"{summary['mean']['f1_iou50']:.3f}"
+        )
     console.say(
         f"\nWrote {args.output}; beside it pictures of each recording, of the training, scores and "
         f"thresholds, and {report.name}.\nNext: open {report} in a browser; then "
-        f"python conv2d_predict.py {args.train_folder} TEST_FOLDER"
+        f"python conv2d_predict.py {args.train_folder} TEST_FOLDER{option}"
     )
 
 

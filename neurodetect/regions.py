@@ -32,6 +32,7 @@ SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, wher
 SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no less than a pixel
 # A share of the median, not a probability: on another laboratory's images all probabilities are lower.
 CONFIDENCE_SHARE = 0.7  #: of the median neuron's mean probability, what each must reach
+CLEARANCE = 2  #: pixels about the cells found, their skirts, that no fainter cell may have
 RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
 EDGE_SHARE = 0.5  #: of a neuron's mean probability: what a pixel beside it must have to join it at last
 RING = 3  #: pixels round a neuron that it is compared with
@@ -71,7 +72,8 @@ def find_regions(
         "watershed" tells touching cells apart, gives each its rim (see `split_touching`, `add_rim`) and
         drops those whose mean probability is much lower than the others'. What it takes for the size of a
         cell it then learns from the map itself: cells are sought again with the median area of those
-        found. At last faint cells grow, see `grow_faint`. "connected" gives plain connected components.
+        found. Below CELL_THRESHOLD fainter cells are sought between those found, see `add_fainter`. At last
+        faint cells grow, see `grow_faint`. "connected" gives plain connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
         typical area (with "watershed" that of the map), or SMALLEST_AREA where that is not known.
@@ -104,11 +106,14 @@ def find_regions(
         raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
     if method == "watershed":
         for _ in range(1 + SIZE_ROUNDS):
-            regions = find_cells(probability, smallest_area, threshold, typical_area)
+            first = max(threshold, CELL_THRESHOLD)
+            regions = find_cells(probability, smallest_area, first, typical_area)
             area = float(np.median([len(region) for region in regions])) if regions else None
             if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
                 break
             typical_area = area
+        if threshold < CELL_THRESHOLD:
+            regions = add_fainter(regions, probability, smallest_area, threshold, typical_area)
         regions = grow_faint(regions, probability)
     elif method == "connected":
         labels, _ = ndimage.label(probability > threshold)
@@ -128,6 +133,33 @@ def find_cells(
     means = mean_probability(probability, regions)
     lowest = CONFIDENCE_SHARE * np.median(means) if regions else 0
     return [region for region, mean in zip(regions, means, strict=True) if mean >= lowest]
+
+
+def add_fainter(
+    regions: Sequence[np.ndarray],
+    probability: np.ndarray,
+    smallest_area: float | None,
+    threshold: float,
+    typical_area: float | None,
+) -> list[np.ndarray]:
+    """The cells found at CELL_THRESHOLD, and between them those that a lower threshold finds.
+
+    At the lower one alone, bright cells would be too large and run into each other. So what was found is
+    taken out of the map, and the rest is looked at again.
+
+    Parameters
+    ----------
+    regions : sequence of (n, 2) int arrays
+        None of which overlap, nor will those added.
+    probability : (H, W) array
+    smallest_area, threshold, typical_area
+        See `find_regions`.
+    """
+    from skimage.segmentation import expand_labels  # see `split_touching`
+
+    taken = expand_labels(regions_to_labels(regions, probability.shape), CLEARANCE) > 0
+    rest = np.where(taken, 0, probability)
+    return [*regions, *find_cells(rest, smallest_area, threshold, typical_area)]
 
 
 def drop_small(labels: np.ndarray, smallest_area: float | None, typical_area: float | None) -> np.ndarray:

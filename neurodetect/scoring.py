@@ -315,11 +315,43 @@ def threshold_curve(
 
 def mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
     """The mean over recordings of what `threshold_curve` gave for each: one dict for each threshold."""
-    keys = ("probability", *Score._fields, "f1_iou50", "found")
+    keys = (*Score._fields, "f1_iou50", "found")
     return [
-        {key: float(np.mean([row[key] for row in rows])) for key in keys}
+        {
+            "probability": rows[0]["probability"],
+            **{key: float(np.mean([row[key] for row in rows])) for key in keys},
+        }
         for rows in zip(*curves, strict=True)
     ]
+
+
+def better_threshold(
+    curve: Sequence[dict[str, float]], mean: dict[str, float], gain: float = 0.01
+) -> dict[str, float] | None:
+    """The threshold of a curve at which the mean of combined and F1 is highest, if it is higher by a gain.
+
+    Parameters
+    ----------
+    curve : sequence of dict
+        Of `mean_curve`.
+    mean : dict
+        The scores at the threshold that was used, see `summarize`.
+    gain : float
+        Less is not worth another threshold.
+
+    Examples
+    --------
+    >>> curve = [{"probability": 0.3, "combined": 0.6, "f1_iou50": 0.5}]
+    >>> better_threshold(curve, {"combined": 0.5, "f1_iou50": 0.4})["probability"]
+    0.3
+    >>> better_threshold(curve, {"combined": 0.6, "f1_iou50": 0.49})
+    """
+
+    def worth(scores: dict[str, float]) -> float:
+        return (scores["combined"] + scores["f1_iou50"]) / 2
+
+    best = max(curve, key=worth)
+    return best if worth(best) >= worth(mean) + gain else None
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

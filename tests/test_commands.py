@@ -21,6 +21,7 @@ from conftest import ROOT, assert_refused
 from neurodetect import demo
 from neurodetect.files import UserError
 from neurodetect.regions import parse_regions, read_regions, regions_to_mask
+from neurodetect.scoring import better_threshold
 from neurodetect.synthetic import write_recording
 
 SHAPE = (44, 58)
@@ -154,6 +155,9 @@ def test_cross_validation(lab, command):
     assert [row["probability"] for row in curve] == pytest.approx(np.linspace(0.1, 0.9, 17))
     (used,) = (row for row in curve if row["probability"] == 0.45)
     assert used["combined"] == pytest.approx(content["mean"]["combined"])
+    better = better_threshold(curve, content["mean"])
+    advice = f"--threshold {better['probability']:g}" if better else "TEST_FOLDER\n"
+    assert result.stdout.count("--threshold") == (2 if better else 0) and advice in result.stdout
     for kind in ("training", "scores", "thresholds"):
         assert (lab / f"crossvalidation.{kind}.png").read_bytes().startswith(b"\x89PNG")
     page = (lab / "crossvalidation.report.html").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from skimage.draw import disk, ellipse
 
 from neurodetect.files import UserError
 from neurodetect.regions import (
+    add_fainter,
     add_rim,
     dataset_name,
     find_cells,
@@ -356,6 +357,45 @@ def test_a_higher_threshold_finds_smaller_and_fewer():
     # Beside the bright 36 are 24 pixels of probability 0.6, which at 0.65 are their rim, and at 0.8 are over
     # half of their mean; so are, at 0.65, the 28 beside these.
     assert sizes == {0.5: [100, 64], 0.65: [88, 64], 0.8: [60]}
+
+
+def blurred_disks(brightness: dict[tuple[int, int], float]) -> np.ndarray:
+    """A map (80, 80) of cells of a radius of 6 px, blurred as a network's, each with its probability."""
+    probability = np.zeros((80, 80))
+    for centre, value in brightness.items():
+        probability[disk(centre, 6.5, shape=probability.shape)] = value
+    return ndimage.gaussian_filter(probability, 1.5)
+
+
+def test_a_lower_threshold_adds_faint_cells_and_leaves_the_others_as_they_were():
+    bright = {(15, 15): 0.95, (15, 32): 0.95, (40, 40): 0.9}
+    faint = {(60, 15): 0.38, (60, 34): 0.36}
+    probability = blurred_disks(bright | faint)
+    before = find_regions(probability, threshold=0.45, typical_area=130)
+    found = find_regions(probability, threshold=0.25, typical_area=130)
+    assert len(before) == len(bright) and len(found) == len(bright) + len(faint)
+    assert all(np.array_equal(*pair) for pair in zip(before, found, strict=False))
+    for centre, region in zip(faint, found[len(bright) :], strict=True):
+        assert np.linalg.norm(region.mean(axis=0) - centre) < 1 and 100 < len(region) < 180
+
+
+def test_the_skirts_of_bright_cells_are_no_faint_cells():
+    probability = ndimage.gaussian_filter(blurred_disks({(25, 25): 1.0, (55, 50): 1.0}), 3)
+    assert (probability > 0.15).sum() > 2 * (probability > 0.45).sum()
+    assert len(find_regions(probability, threshold=0.15, smallest_area=10, typical_area=130)) == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(hnp.arrays(np.float32, (24, 20), elements=st.floats(0, 1, width=16)), st.floats(0.05, 0.6))
+def test_cells_of_two_thresholds_are_apart_and_in_one_piece(noise, threshold):
+    probability = ndimage.gaussian_filter(noise, 1)
+    regions = find_regions(probability, threshold=threshold, smallest_area=3, typical_area=20)
+    pixels = [tuple(pixel) for region in regions for pixel in region.tolist()]
+    assert len(pixels) == len(set(pixels))
+    assert all(ndimage.label(regions_to_mask([region], noise.shape))[1] == 1 for region in regions)
+    above = find_cells(probability, 3, 0.45, 20)
+    kept = add_fainter(above, probability, 3, threshold, 20)[: len(above)]
+    assert all(np.array_equal(*pair) for pair in zip(above, kept, strict=True))
 
 
 def test_what_the_network_is_less_sure_of_than_of_the_others_is_no_neuron():

@@ -20,6 +20,7 @@ from neurodetect.prepared import write_prepared
 from neurodetect.regions import regions_as_json, write_regions, write_submission
 from neurodetect.scoring import (
     Score,
+    better_threshold,
     centers,
     compare_regions,
     evaluate,
@@ -331,3 +332,16 @@ def test_a_curve_is_the_scores_of_each_threshold():
     assert [row["precision"] for row in curve] == [2 / 3, 1, 1, 0]
     none = threshold_curve(lambda threshold: [], [neurons[0.9]], None, thresholds=(0.2, 0.5, 0.7, 0.95))
     assert [row["recall"] for row in mean_curve([curve, none])] == [0.5, 0.5, 0.25, 0]
+
+
+def test_another_threshold_is_named_only_where_both_scores_together_gain():
+    mean = {"combined": 0.5, "f1_iou50": 0.4}
+    curve = [
+        {"probability": 0.2, "combined": 0.60, "f1_iou50": 0.20},  # more found, but of the wrong shape
+        {"probability": 0.3, "combined": 0.56, "f1_iou50": 0.41},
+        {"probability": 0.4, "combined": 0.51, "f1_iou50": 0.42},
+    ]
+    assert better_threshold(curve, mean) == curve[1]
+    assert better_threshold(curve[::2], mean) == curve[2]
+    assert better_threshold(curve[::2], {"combined": 0.5, "f1_iou50": 0.42}) is None
+    assert better_threshold(curve[:1], mean) is None
