@@ -38,6 +38,7 @@ TOLERANCE = 1e-5  #: pixels, more than rounding errors and less than anyone sees
 PICTURE_PIXELS = (1000, 2500)  #: longer side of a picture's panel: about, at most
 GREY_PERCENTILES = (1.0, 99.7)  #: drawn black and white; what is beyond are a few hot or dead pixels
 CHART_DPI = 150
+LABELS_APART = 0.06  #: of recall or precision, between two labelled dots of the chart of thresholds
 SCREEN_DPI = 100
 
 # Colours of Okabe and Ito (2008), told apart with every kind of colour vision, on grey too.
@@ -280,14 +281,14 @@ def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
     trade, scores = figure.subplots(1, 2)
     values = {key: [row[key] for row in curve] for key in curve[0]}
     trade.plot(values["recall"], values["precision"], "o-", color=LINES[0], markersize=3.5, linewidth=1)
+    labelled = (np.inf, np.inf)
     for row in curve[::4]:
-        trade.annotate(
-            f"{row['probability']:g}",
-            (row["recall"], row["precision"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        dot = row["recall"], row["precision"]
+        if math.dist(dot, labelled) > LABELS_APART:
+            trade.annotate(
+                f"{row['probability']:g}", dot, xytext=(5, 4), textcoords="offset points", fontsize=8
+            )
+            labelled = dot
     trade.set_xlabel("recall")
     trade.set_ylabel("precision")
     trade.set_title("each dot a threshold", fontsize=9)
