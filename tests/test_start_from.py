@@ -131,6 +131,7 @@ def test_background_and_iterations_are_those_that_suit_the_weights(monkeypatch, 
 
     new, old = settings(), settings("--start-from", "a.pt", weights={"background": "subtract"})
     assert old.iterations < new.iterations and settings("--iterations", "7").iterations == 7
+    assert settings("--recipe", "2016").iterations == 10_000  # as the entry was described
     assert (new.background, old.background) == ("normalize", "subtract")
     assert not capsys.readouterr().err
     other = settings("--start-from", "a.pt", "--background", "keep", weights={"background": "subtract"})
