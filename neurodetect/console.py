@@ -253,10 +253,9 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--regions",
         choices=("watershed", "connected"),
-        help="how labelled pixels become neurons: watershed tells touching neurons apart, adds a rim of "
-        "one pixel where the probability is nearly high enough, and drops what is much less probable "
-        "than the others; connected gives plain connected components (default: watershed; connected with "
-        "--recipe 2016)",
+        help="how labelled pixels become neurons: watershed tells touching neurons apart, and gives each the "
+        "pixels beside it that are nearly neuron; connected gives plain connected components (default: "
+        "watershed; connected with --recipe 2016)",
     )
     group.add_argument(
         "--threshold",

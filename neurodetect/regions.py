@@ -30,8 +30,6 @@ FEWEST_FOR_SIZE = 20  #: found neurons whose median area tells the size
 SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distance transform
 SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, where distances are taken
 SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no less than a pixel
-# A share of the median, not a probability: on another laboratory's images all probabilities are lower.
-CONFIDENCE_SHARE = 0.7  #: of the median neuron's mean probability, what each must reach
 CLEARANCE = 2  #: pixels about the cells found, their skirts, that no fainter cell may have
 RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
 EDGE_SHARE = 0.5  #: of a neuron's mean probability: what a pixel beside it must have to join it at last
@@ -69,11 +67,11 @@ def find_regions(
     probability : (H, W) array
         Probability of 'neuron' at each pixel, or a mask.
     method : {"watershed", "connected"}
-        "watershed" tells touching cells apart, gives each its rim (see `split_touching`, `add_rim`) and
-        drops those whose mean probability is much lower than the others'. What it takes for the size of a
-        cell it then learns from the map itself: cells are sought again with the median area of those
-        found. Below CELL_THRESHOLD fainter cells are sought between those found, see `add_fainter`. At last
-        faint cells grow, see `grow_faint`. "connected" gives plain connected components.
+        "watershed" tells touching cells apart and gives each its rim, see `split_touching` and `add_rim`.
+        What it takes for the size of a cell it then learns from the map itself: cells are sought again with
+        the median area of those found. With a threshold below CELL_THRESHOLD fainter cells are sought between
+        these, see `add_fainter`. At last faint cells grow, see `grow_faint`. "connected" gives plain
+        connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
         typical area (with "watershed" that of the map), or SMALLEST_AREA where that is not known.
@@ -129,10 +127,7 @@ def find_cells(
     """Neurons of a probability map by "watershed", of cells whose size is known; see `find_regions`."""
     labels = split_touching(probability, threshold, typical_area or TYPICAL_AREA)
     labels = drop_small(labels, smallest_area, typical_area)
-    regions = labels_to_regions(add_rim(labels, probability, RIM_SHARE * threshold))
-    means = mean_probability(probability, regions)
-    lowest = CONFIDENCE_SHARE * np.median(means) if regions else 0
-    return [region for region, mean in zip(regions, means, strict=True) if mean >= lowest]
+    return labels_to_regions(add_rim(labels, probability, RIM_SHARE * threshold))
 
 
 def add_fainter(

@@ -13,7 +13,6 @@ from skimage.draw import disk, ellipse
 from neurodetect.files import UserError
 from neurodetect.regions import (
     add_fainter,
-    add_rim,
     dataset_name,
     find_cells,
     find_regions,
@@ -398,14 +397,6 @@ def test_cells_of_two_thresholds_are_apart_and_in_one_piece(noise, threshold):
     assert all(np.array_equal(*pair) for pair in zip(above, kept, strict=True))
 
 
-def test_what_the_network_is_less_sure_of_than_of_the_others_is_no_neuron():
-    probability = np.zeros((60, 60), np.float32)
-    probability[5:15, 5:15], probability[25:35, 25:35], probability[45:55, 45:55] = 0.9, 0.9, 0.6
-    assert [tuple(region[0]) for region in find_regions(probability)] == [(5, 5), (25, 25)]
-    assert len(find_regions(probability, "connected")) == 3
-    assert len(find_regions(0.6 * (probability > 0))) == 3
-
-
 def test_connected_is_plain_connected_components():
     mask = np.random.default_rng(0).random((40, 50)) > 0.5
     expected, count = ndimage.label(mask)
@@ -452,15 +443,6 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
         rim = (probability > 0.5) | (beside & (probability > 0.4))
         assert not (painted > (rim | (ndimage.binary_dilation(rim) & (probability > 0.2)))).any()
-        # The median is that of all cells, those that are dropped included.
-        regions = find_cells(probability, 1, 0.5, typical_area)
-        labels = add_rim(split_touching(probability, 0.5, typical_area or 150), probability, 0.4)
-        cells = {tuple(region[0]): region for region in labels_to_regions(labels)}
-        means = {first: probability[tuple(cell.T)].mean(dtype=float) for first, cell in cells.items()}
-        lowest = 0.7 * np.median(list(means.values()) or [0])
-        kept = sorted(first for first, mean in means.items() if mean >= lowest)
-        assert sorted(tuple(region[0]) for region in regions) == kept
-        assert all(np.array_equal(region, cells[tuple(region[0])]) for region in regions)
         mask = probability > 0.5
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
 
