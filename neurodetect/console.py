@@ -757,7 +757,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         if isinstance(interrupt, processes.Lost):
             code = 1
         stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), code)
-    sys.exit(0)
+    leave(0)
 
 
 def terminate(*_: object) -> NoReturn:
@@ -780,4 +780,18 @@ def stop(program: str, message: str, code: int) -> NoReturn:
     its_code = processes.last_word(code)
     if its_code is None:
         print(f"{program}: {printable(one_line(message))}", file=sys.stderr)
-    sys.exit(code if its_code is None else its_code)
+    leave(code if its_code is None else its_code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with a code, all being done.
+
+    Several processes do not take Python's own way out: while it takes itself apart, a thread of PyTorch's
+    that wants a last word with it is ended in C++, which aborts the process, and torchrun then calls a
+    finished run a failed one.
+    """
+    if processes.SIZE > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
