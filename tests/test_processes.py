@@ -353,6 +353,18 @@ def test_killed_processes_and_what_goes_on(quiet_lab, tmp_path):
     assert len(finished) == len(set(finished)) == 6
 
 
+@pytest.mark.parametrize(("size", "code"), [(1, -signal.SIGABRT), (2, 3)])
+def test_what_goes_wrong_on_python_s_way_out_is_no_failure_of_several_processes(size, code):
+    program = (
+        "import atexit, os; from neurodetect import console, processes; "
+        f"processes.SIZE = {size}; atexit.register(os.abort); print('all is written'); console.leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    if size > 1:
+        assert done.stdout == "all is written\n"
+
+
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_a_mistake_is_one_line_of_one_process(quiet_lab, faulty):
     codes = together(3, quiet_lab, run_script, *prediction(f"bad{faulty}", "--quiet"), {}, faulty)
