@@ -740,7 +740,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        leave(1)
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         stop(program, f"{named}{reason(error)}; check the path, its permissions and the disk", 2)
@@ -786,9 +786,8 @@ def stop(program: str, message: str, code: int) -> NoReturn:
 def leave(code: int) -> NoReturn:
     """Exit with a code, all being done.
 
-    Several processes do not take Python's own way out: while it takes itself apart, a thread of PyTorch's
-    that wants a last word with it is ended in C++, which aborts the process, and torchrun then calls a
-    finished run a failed one.
+    Several processes do not take Python's own way out, on which a thread of PyTorch's that still wants the
+    interpreter may abort the process; torchrun then calls a finished run a failed one.
     """
     if processes.SIZE > 1:
         sys.stdout.flush()

@@ -103,8 +103,8 @@ def find_regions(
     if probability.ndim != 2 or np.isnan(probability).any():
         raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
     if method == "watershed":
+        first = max(threshold, CELL_THRESHOLD)
         for _ in range(1 + SIZE_ROUNDS):
-            first = max(threshold, CELL_THRESHOLD)
             regions = find_cells(probability, smallest_area, first, typical_area)
             area = float(np.median([len(region) for region in regions])) if regions else None
             if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
