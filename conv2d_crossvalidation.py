@@ -33,7 +33,17 @@ def main() -> None:
     from pathlib import Path
 
     from neurodetect import processes
-    from neurodetect.detection import assess, detect, find_in_map, neuron_area, split_folds, train_network
+    from neurodetect.detection import (
+        assess,
+        detect,
+        find_in_map,
+        learn_thresholds,
+        neuron_area,
+        predict_map,
+        settle,
+        split_folds,
+        train_network,
+    )
     from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.prepared import digests, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
@@ -77,15 +87,15 @@ def main() -> None:
         f"each, on {training.device} in {training.precision}"
     )
 
-    rows, sections, histories, curves = {}, {}, [], []
+    rows, sections, histories, curves, used = {}, {}, [], [], set()
     with console.unfinished_run(args, settings, training=inputs, **weights) as unfinished:
         team = processes.split(len(folds))
 
         def examine(number):
-            label, note = f"fold {number} of {len(folds)}", f"held out in fold {number}"
+            label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in folds[number - 1]]
             others = [r for index, r in enumerate(recordings) if index not in folds[number - 1]]
-            network, history = None, team.word(unfinished.noted(label))
+            network, (history, thresholds) = None, team.word(unfinished.noted(label)) or (None, None)
             if history is None:  # otherwise the maps of this fold are there already
                 network, history = train_network(
                     others,
@@ -96,12 +106,21 @@ def main() -> None:
                     description=f"{label}, training",
                     team=team,
                 )
+                thresholds = learn_thresholds(
+                    partial(predict_map, network),
+                    others,
+                    finding,
+                    description=f"{label}, thresholds",
+                    team=team,
+                )
             typical = neuron_area(others)
             results = {}
             for recording in held_out:
                 description = f"{label}, {recording.name}"
+                own = settle(finding, recording.name, thresholds)
+                note = f"held out in fold {number}, threshold {own.threshold:g}"
                 found = detect(
-                    *(network, recording, finding, typical),
+                    *(network, recording, own, typical),
                     once=unfinished.once,
                     description=description,
                     team=team,
@@ -115,17 +134,18 @@ def main() -> None:
                 )
                 picture = figure_bytes(draw_found(recording, found, pairs, note))
                 part = section(recording, found, row, pairs, note)
-                results[recording.name] = row, curve, picture, part
+                results[recording.name] = row, curve, own.threshold, picture, part
             if network is not None and team.leads:
-                unfinished.note(label, history)
-            return history, results
+                unfinished.note(label, (history, thresholds))
+            return history, thresholds, results
 
-        for _, (history, results) in processes.share(range(1, len(folds) + 1), examine, team):
-            histories.append({"held_out": list(results), "history": history})
-            for name, (row, curve, picture, part) in results.items():
+        for _, (history, thresholds, results) in processes.share(range(1, len(folds) + 1), examine, team):
+            histories.append({"held_out": list(results), "history": history, "thresholds": thresholds})
+            for name, (row, curve, threshold, picture, part) in results.items():
                 write_together({console.beside(args.output, f"_{name}.png"): picture})
                 rows[name], sections[name] = row, part
                 curves.append(curve)
+                used.add(threshold)
         if not processes.FIRST:
             return  # the first one has it all now, and writes it
 
@@ -137,7 +157,7 @@ def main() -> None:
         figures = {
             "training": draw_training(histories),
             "scores": draw_scores(list(rows.values()), list(rows)),
-            "thresholds": draw_curve(curve, finding.threshold),
+            "thresholds": draw_curve(curve, used),
         }
         for kind, figure in figures.items():
             save_figure(console.beside(args.output, f".{kind}.png"), figure)

@@ -19,10 +19,20 @@ from neurodetect import console
 def main() -> None:
     args = console.prediction_options(__doc__)
 
+    from functools import partial
     from pathlib import Path
 
     from neurodetect import processes
-    from neurodetect.detection import assess, detect, neuron_area, trace, train_network
+    from neurodetect.detection import (
+        assess,
+        detect,
+        learn_thresholds,
+        neuron_area,
+        predict_map,
+        settle,
+        trace,
+        train_network,
+    )
     from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.formats.exports import WITH_TRACES, export
     from neurodetect.preparation import read_or_prepare
@@ -79,11 +89,15 @@ def main() -> None:
                 description="training",
                 team=everyone,
             )
+            thresholds = learn_thresholds(
+                partial(predict_map, network), labelled, finding, description="thresholds", team=everyone
+            )
             trained_on = {
                 **settings,
                 "recordings": [recording.name for recording in labelled],
                 "inputs": inputs["training"],
                 "neuron_area": neuron_area(labelled),
+                "thresholds": thresholds,
                 "loss": history[-1]["loss"],
                 **({STARTED_FROM: before} if before else {}),
             }
@@ -91,13 +105,24 @@ def main() -> None:
                 save_network(args.save_model, network, trained_on)
             console.say(f"Wrote {args.save_model}")
 
-        typical = trained_on.get("neuron_area", {})
+        typical, thresholds = trained_on.get("neuron_area", {}), trained_on.get("thresholds", {})
+        if thresholds and finding.threshold is None:
+            console.say(
+                "Threshold, as learned: "
+                + ", ".join(f"{value:g} for {group or 'all'}" for group, value in thresholds.items())
+            )
         seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
 
         def examine(recording):
             name = recording.name
             neurons = detect(
-                network, recording, finding, typical, once=unfinished.once, description=name, team=team
+                network,
+                recording,
+                settle(finding, name, thresholds),
+                typical,
+                once=unfinished.once,
+                description=name,
+                team=team,
             )
             row, pairs = assess(recording, neurons)
             note = "was trained on, which says nothing about new recordings" if name in seen else ""
@@ -138,7 +163,8 @@ def main() -> None:
         }
         log_file, report = (console.beside(args.output, ending) for ending in (".log.json", ".report.html"))
         write_json(log_file, log)
-        write_report(report, title="Neurons found", settings=settings, sections=sections)
+        learned = {"learned thresholds": thresholds} if thresholds else {}
+        write_report(report, title="Neurons found", settings={**settings, **learned}, sections=sections)
 
     if rows:
         console.say("\n" + table(list(rows.values()), list(rows)) + "\n", level=0)

@@ -263,8 +263,10 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="pixels whose probability of being neuron is above this are neuron: higher finds fewer neurons "
         "and with more confidence, lower than 0.45 adds faint ones between those found at 0.45; the "
-        "cross-validation draws what each threshold gives, and names a better one (default: 0.45; with "
-        "--regions connected 0.5)",
+        "cross-validation draws what each threshold gives, and names a better one (default: what the "
+        "training recordings are found best at whose names begin alike, mouse3_monday and mouse3_friday, or "
+        "all where no names do; 0.45 where that is as good, or where there is one; with --regions connected "
+        "0.5)",
     )
     group.add_argument(
         "--smallest-area",
@@ -602,7 +604,7 @@ def read_settings(
     """
     from neurodetect.detection import DetectionSettings, TrainingSettings
     from neurodetect.device import choose_device, choose_precision
-    from neurodetect.regions import CELL_THRESHOLD, THRESHOLD
+    from neurodetect.regions import THRESHOLD
     from neurodetect.training import ITERATIONS, TRAINED_ITERATIONS
 
     device = choose_device(args.device)
@@ -616,7 +618,7 @@ def read_settings(
         weights = args.start_from or args.model
         warn(f"{weights} was trained with --background {background}, which counts")
     regions = args.regions or ("connected" if recipe == "2016" else "watershed")
-    threshold = CELL_THRESHOLD if regions == "watershed" else THRESHOLD
+    threshold = None if regions == "watershed" else THRESHOLD  # None: learned from the training recordings
     options = vars(args) | {
         "iterations": args.iterations or (TRAINED_ITERATIONS if args.start_from else ITERATIONS[recipe]),
         "recipe": recipe,

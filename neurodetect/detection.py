@@ -5,9 +5,11 @@ And from the neurons and the recording's frames to their traces.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +18,27 @@ import torch
 from neurodetect.files import UserError, positive_number
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.prepared import Prepared, require_same_image
+from neurodetect.prepared import Prepared, read_groups, require_same_image
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
 from neurodetect.recording import Recording
-from neurodetect.regions import find_regions, mean_probability, regions_to_mask, regions_to_separate_mask
+from neurodetect.regions import (
+    CELL_THRESHOLD,
+    find_regions,
+    mean_probability,
+    regions_to_mask,
+    regions_to_separate_mask,
+)
 from neurodetect.resume import Checkpoint
-from neurodetect.scoring import evaluate, match_centers
+from neurodetect.scoring import (
+    CURVE_THRESHOLDS,
+    better_threshold,
+    evaluate,
+    match_centers,
+    mean_curve,
+    threshold_curve,
+)
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
@@ -33,6 +48,12 @@ from neurodetect.training import train
 #: them (0.8 ms at 400 GB/s; a window has 1.5 GFLOP, at 110 TFLOP/s), as 2,000 over a network (26 ms at 12.5
 #: GB/s).
 SMALLEST_SHARE = 200
+
+# A group's best threshold is told by a few of its recordings, and by coarse maps, as well as by all of them.
+LEARNT_STRIDE = 8  #: pixels between two windows of the maps from which thresholds are learned
+LEARNT_FROM = 8  #: recordings of a group, at most
+LEARNT_THRESHOLDS = CURVE_THRESHOLDS[2:11]  #: 0.2 to 0.6
+ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
 
 @dataclass(frozen=True)
@@ -76,8 +97,8 @@ class DetectionSettings:
         Pixels between two windows of the probability map.
     regions : {"watershed", "connected"}
         See `regions.find_regions`.
-    threshold : float
-        Pixels of higher probability are neuron.
+    threshold : float, optional
+        Pixels of higher probability are neuron; None is the one that was learned, see `learn_thresholds`.
     smallest_area : float, optional
         Regions of fewer pixels are dropped; None leaves it to the typical area, see `regions.find_regions`.
     background : {"keep", "subtract", "normalize"}
@@ -90,7 +111,7 @@ class DetectionSettings:
 
     stride: int
     regions: str
-    threshold: float
+    threshold: float | None
     smallest_area: float | None
     background: str
     device: str
@@ -263,6 +284,101 @@ def empty_network(device: torch.device) -> NeuronNet:
 # Finding
 
 
+def learn_thresholds(
+    predict: Callable[[Prepared, DetectionSettings], np.ndarray],
+    recordings: Sequence[Prepared],
+    settings: DetectionSettings,
+    *,
+    description: str | None = None,
+    team: Team = ALONE,
+) -> dict[str, float]:
+    """The threshold at which each group of recordings is found best, by those that the network learned from.
+
+    What is marked as a neuron in one laboratory is not in another. A network that has to serve both is too
+    careful with the one and too bold with the other, on recordings that it was trained on as much as on new
+    ones of theirs, and so the former can tell.
+
+    Parameters
+    ----------
+    predict : callable
+        The network: a recording's map by settings of a coarse stride, a `functools.partial` of `predict_map`.
+    recordings : sequence of Prepared
+        Those it was trained on.
+    settings : DetectionSettings
+        With a threshold, or other regions than "watershed", there is nothing to learn.
+    description : str, optional
+        Label of a progress bar; without it none is drawn.
+    team : Team
+        Processes that all get the thresholds, of which the leader computes them.
+
+    Returns
+    -------
+    dict of str to float
+        By group, see `prepared.read_groups`: recordings whose names begin alike; where no two do, all are
+        the group ALL_ALIKE. A group is left out where it has one recording, which tells too little, or where
+        CELL_THRESHOLD is as good as any up to 0.01.
+    """
+    if settings.threshold is not None or settings.regions != "watershed":
+        return {}
+    thresholds = {}
+    if team.leads:
+        some = recordings_to_learn_from(recordings)
+        coarse, typical = replace(settings, stride=LEARNT_STRIDE), neuron_area(recordings)
+        bar = progress_bar(
+            description=description or "",
+            total=sum(map(len, some.values())),
+            unit="recording",
+            show=description is not None,
+        )
+        with bar, team.all_threads():
+            for group, of in some.items():
+                curves = []
+                for recording in of:
+                    find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
+                    scale = recording.pixels_per_micron
+                    curves.append(threshold_curve(find, recording.regions, scale, LEARNT_THRESHOLDS))
+                    bar.update()
+                curve = mean_curve(curves)
+                usual = curve[LEARNT_THRESHOLDS.index(CELL_THRESHOLD)]
+                if better := better_threshold(curve, usual):
+                    thresholds[group] = better["probability"]
+    return team.word(thresholds)
+
+
+def recordings_to_learn_from(recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
+    """Some recordings of each group for which a threshold can be learned, see `learn_thresholds`."""
+    group_of = read_groups("prefix", [recording.name for recording in recordings])
+    groups: dict[str, list[Prepared]] = {}
+    for recording in recordings:
+        groups.setdefault(group_of[recording.name], []).append(recording)
+    if len(groups) == len(recordings):
+        groups = {ALL_ALIKE: list(recordings)}
+    return {group: of[:: math.ceil(len(of) / LEARNT_FROM)] for group, of in groups.items() if len(of) > 1}
+
+
+def settle(settings: DetectionSettings, name: str, thresholds: dict[str, float]) -> DetectionSettings:
+    """Settings with a threshold for one recording: theirs, else that of its group, else CELL_THRESHOLD.
+
+    Parameters
+    ----------
+    settings : DetectionSettings
+    name : str
+        Of the recording.
+    thresholds : dict
+        What `learn_thresholds` returned.
+
+    Examples
+    --------
+    >>> settings = DetectionSettings(4, "watershed", None, None, "normalize", "cpu", "float32")
+    >>> [settle(settings, name, {"00": 0.3}).threshold for name in ("neurofinder.00.11", "01.00")]
+    [0.3, 0.45]
+    """
+    if settings.threshold is not None:
+        return settings
+    group = read_groups("prefix", [name])[name]
+    return replace(settings, threshold=thresholds.get(group, thresholds.get(ALL_ALIKE, CELL_THRESHOLD)))
+
+
 def detect(
     network: NeuronNet | None,
     recording: Prepared,
@@ -281,6 +397,7 @@ def detect(
         Trained, on its device; needed unless `once` has the recording's map.
     recording : Prepared
     settings : DetectionSettings
+        With a threshold, see `settle`.
     typical : dict
         Area of the neurons that the network was trained on, see `neuron_area`.
     once : callable, optional
@@ -295,20 +412,29 @@ def detect(
     -------
     Found
     """
-
-    def compute() -> np.ndarray:
-        return probability_map(
-            network,
-            network_input(recording.image, settings.background, recording.valid),
-            settings.stride,
-            precision=settings.precision,
-            description=description,
-            team=team,
-        )
-
+    compute = partial(predict_map, network, recording, settings, description=description, team=team)
     probability = compute() if once is None else once(recording.name, compute, team)
     regions = find_in_map(recording, probability, settings, typical)
     return Found(regions, probability, mean_probability(probability, regions))
+
+
+def predict_map(
+    network: NeuronNet,
+    recording: Prepared,
+    settings: DetectionSettings,
+    *,
+    description: str | None = None,
+    team: Team = ALONE,
+) -> np.ndarray:
+    """The probability map (H, W) of a recording, see `detect`."""
+    return probability_map(
+        network,
+        network_input(recording.image, settings.background, recording.valid),
+        settings.stride,
+        precision=settings.precision,
+        description=description,
+        team=team,
+    )
 
 
 def trace(movie: Recording, frames: range, recording: Prepared, regions: Sequence[np.ndarray]) -> Traces:
@@ -341,11 +467,13 @@ def find_in_map(
     threshold: float | None = None,
 ) -> list[np.ndarray]:
     """The neurons of a recording's probability map, at the settings' threshold unless another is given."""
+    threshold = settings.threshold if threshold is None else threshold
+    assert threshold is not None, "settings without a threshold; see settle"
     return find_regions(
         probability,
         settings.regions,
         smallest_area=settings.smallest_area,
-        threshold=settings.threshold if threshold is None else threshold,
+        threshold=threshold,
         typical_area=expected_area(typical, recording.pixels_per_micron),
     )
 

@@ -86,6 +86,8 @@ def are_settings(settings: Any) -> TypeGuard[dict[str, Any]]:
         settings.get("recipe", "standard") in ("standard", "2016", "now")
         and settings.get("background", "keep") in ("keep", "subtract", "normalize")
         and isinstance(settings.get("neuron_area", {}), dict)
+        and isinstance(thresholds := settings.get("thresholds", {}), dict)
+        and all(isinstance(value, float) and 0 < value < 1 for value in thresholds.values())
         and all(
             isinstance(training, dict)
             and isinstance(training.get("recordings", []), list)

@@ -327,20 +327,22 @@ def test_scores_are_dots_beside_their_names_and_all_of_it_fits(names):
     assert (border == 255).all()  # nothing is cut off
 
 
-def test_the_curve_shows_every_threshold_and_marks_the_one_in_use():
+def test_the_curve_shows_every_threshold_and_marks_those_in_use():
     keys = ("probability", "recall", "precision", "combined", "f1_iou50")
     values = np.random.default_rng(0).random((17, 5))
     values[:, 0] = np.linspace(0.1, 0.9, 17)
     curve = [dict(zip(keys, row, strict=True)) for row in values.tolist()]
-    figure = draw_curve(curve, 0.35)
+    figure = draw_curve(curve, {0.35, 0.45})
     trade, scores = figure.axes
     (line,) = trade.lines
     assert np.array_equal(line.get_xydata(), values[:, [1, 2]])
     assert [text.get_text() for text in trade.texts] == ["0.1", "0.3", "0.5", "0.7", "0.9"]
-    *lines, mark = scores.lines
+    *lines, one, another = scores.lines
     for line, column in zip(lines, values.T[1:], strict=True):
         assert np.array_equal(line.get_xydata(), np.column_stack([values[:, 0], column]))
-    assert set(mark.get_xdata()) == {0.35}
+    assert {*one.get_xdata()} | {*another.get_xdata()} == {0.35, 0.45}
+    labels = [text.get_text() for text in scores.get_legend().get_texts()]
+    assert labels.count("used here") == 1 and len(labels) == len(lines) + 1
 
 
 def test_perfect_scores_are_whole_dots():

@@ -9,7 +9,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -263,15 +263,15 @@ def draw_dots(panel: Axes, values: Sequence[float], title: str) -> None:
     panel.tick_params(axis="y", length=0)
 
 
-def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
+def draw_curve(curve: Sequence[dict[str, float]], used: Collection[float]) -> Figure:
     """Recall against precision, and the scores, over the threshold of the probability.
 
     Parameters
     ----------
     curve : sequence of dict
         What `scoring.mean_curve` returned.
-    chosen : float
-        The threshold that was used; marked.
+    used : collection of float
+        The thresholds that were used; marked.
 
     Returns
     -------
@@ -294,7 +294,9 @@ def draw_curve(curve: Sequence[dict[str, float]], chosen: float) -> Figure:
     trade.set_title("each dot a threshold", fontsize=9)
     for (key, name), color in zip(CHARTED.items(), LINES, strict=False):
         scores.plot(values["probability"], values[key], color=color, linewidth=1.2, label=name)
-    scores.axvline(chosen, color="0.6", linewidth=1, linestyle=":", label="used here")
+    for number, threshold in enumerate(used):
+        label = None if number else "used here"
+        scores.axvline(threshold, color="0.6", linewidth=1, linestyle=":", label=label)
     scores.set_xlabel("threshold: a pixel above it is neuron")
     scores.set_title("mean over the recordings", fontsize=9)
     scores.legend(fontsize=8, frameon=False)
