@@ -26,9 +26,12 @@ TYPICAL_AREA = 150.0  #: pixels of a neuron, where no labelled ones tell
 SMALLEST_SHARE = 0.4  #: of a typical neuron's area; a smaller region is no neuron
 SIZE_ROUNDS = 2  #: times that cells are sought again, with the size of those found
 FEWEST_FOR_SIZE = 20  #: found neurons whose median area tells the size
-# Smoothing and distance are in radii of a typical neuron: a split means the same at every magnification.
-SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distance transform
+# Smoothing, surround and distance are in radii of a typical neuron: a split means the same at every size.
+SPLIT_SMOOTHING = 0.13  #: standard deviation of the Gaussian that smooths the distances
 SPLIT_LEVELS = (0.0, 0.2, 0.4, 0.6)  #: of the way from the threshold to 1, where distances are taken
+# The mean over windows blurs a map: the valley between two small cells is shallow, or gone. So what tells the
+# map from its surround is added to it first.
+SPLIT_SURROUND = 0.7  #: standard deviation of the Gaussian whose mean is the surround
 SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no less than a pixel
 CLEARANCE = 2  #: pixels about the cells found, their skirts, that no fainter cell may have
 RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
@@ -170,8 +173,8 @@ def split_touching(
     """Number the cells of a probability map, touching ones told apart.
 
     A watershed of the distance to the nearest pixel that is not neuron, flooded from its peaks. The
-    distance is the mean over the threshold and higher ones: where the probability is lower between two
-    cells than in them, they part although their outline has no waist.
+    distance is the mean over the threshold and higher ones, of the sharpened map: where the probability is
+    lower between two cells than in them, they part although their outline has no waist.
 
     Parameters
     ----------
@@ -189,13 +192,16 @@ def split_touching(
     """
     # A third of a second that what only reads or draws neurons need not wait.
     from skimage.feature import peak_local_max
+    from skimage.filters import difference_of_gaussians
     from skimage.segmentation import watershed
 
     mask = probability > threshold
     radius = math.sqrt(typical_area / math.pi)
+    smooth, surround = SPLIT_SMOOTHING * radius, SPLIT_SURROUND * radius
+    sharp = probability + difference_of_gaussians(probability, smooth, surround)
     levels = [threshold + share * (1 - threshold) for share in SPLIT_LEVELS]
-    distance = np.mean([ndimage.distance_transform_edt(probability > level) for level in levels], axis=0)
-    distance = ndimage.gaussian_filter(distance, SPLIT_SMOOTHING * radius)
+    distance = np.mean([ndimage.distance_transform_edt(mask & (sharp > level)) for level in levels], axis=0)
+    distance = ndimage.gaussian_filter(distance, smooth)
     pieces, count = ndimage.label(mask)
     # Peaks are sought piece by piece, so that a small neuron beside a large one keeps its own.
     apart = max(1, round(SPLIT_DISTANCE * radius))

@@ -310,6 +310,15 @@ def test_a_dip_in_the_probability_parts_cells_whose_outline_has_no_waist():
     assert left[:, 1].max() < 26 and right[:, 1].min() >= 23
 
 
+def test_a_blurred_dip_still_parts_cells():
+    """Two overlapping discs, one fainter, blurred as the mean over windows does: no more than a shoulder."""
+    sharp = np.zeros((60, 60))
+    sharp[disk((30, 34), 4.6)] = 0.8
+    sharp[disk((30, 26), 4.6)] = 1
+    left, right = find_regions(ndimage.gaussian_filter(sharp, 2), threshold=0.45, typical_area=67)
+    assert abs(left[:, 1].mean() - 26) < 1 and abs(right[:, 1].mean() - 34) < 1
+
+
 def test_the_typical_neuron_says_what_a_crumb_is():
     mask = regions_to_mask(
         disks((60, 60), [(12, 12), (40, 40)], 4) + disks((60, 60), [(40, 15)], 9), (60, 60)
