@@ -6,7 +6,8 @@ TRAIN_FOLDER is what preprocessing.py wrote. Every program is trained from scrat
 each fold, in a process of its own, and finds the neurons of the others; neurodetect.scoring judges them all.
 StarDist and Cellpose are installed from PyPI, each into an environment of its own in --environments, the
 first time they are asked for; no trained weights are downloaded. The U-Net is a plain one (32 to 256 maps,
-flips and rotations, mean over eight orientations) and has this program's step from map to neurons.
+flips and rotations, mean over eight orientations) and has this program's step from map to neurons, with
+the threshold learned as the commands do it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,33 +37,47 @@ SIDE = 256  #: pixels of the peers' training windows; the U-Net's are half as la
 # What each program does: images and label images in, label images out. Run in its own environment.
 
 
+def prepared(images, labels, names):
+    """Images as recordings of this program."""
+    from neurodetect.prepared import Prepared
+    from neurodetect.regions import labels_to_regions, regions_to_mask
+
+    regions = [labels_to_regions(label) for label in labels]
+    return [
+        Prepared(name, image, regions_to_mask(of, image.shape), of, None)
+        for name, image, of in zip(names, images, regions, strict=True)
+    ]
+
+
+def by_this_step(predict, train, tests, settings, names):
+    """First nothing, when the threshold is learned; then what this program finds in the maps that a network
+    predicts."""
+    from neurodetect.detection import find_in_map, learn_thresholds, neuron_area, settle
+    from neurodetect.prepared import Prepared
+    from neurodetect.regions import regions_to_labels
+
+    thresholds, typical = learn_thresholds(predict, train, settings), neuron_area(train)
+    yield
+    for name, image in zip(names, tests, strict=True):
+        recording, own = Prepared(name, image, None, None, None), settle(settings, name, thresholds)
+        regions = find_in_map(recording, predict(recording, own), own, typical)
+        yield regions_to_labels(regions, image.shape)
+
+
 def neurodetect(images, labels, tests, args):
     """This program, by its own functions, with the defaults of its commands."""
     from neurodetect import console  # noqa: F401  sets up PyTorch's memory as for the commands
-    from neurodetect.detection import DetectionSettings, TrainingSettings, detect, neuron_area, train_network
+    from neurodetect.detection import DetectionSettings, TrainingSettings, predict_map, train_network
     from neurodetect.device import choose_device, choose_precision
-    from neurodetect.prepared import Prepared
-    from neurodetect.regions import CELL_THRESHOLD, labels_to_regions, regions_to_labels, regions_to_mask
-
-    def prepared(name, image, label=None):
-        regions = None if label is None else labels_to_regions(label)
-        mask = None if label is None else regions_to_mask(regions, image.shape)
-        return Prepared(name, image, mask, regions, None)
 
     device = choose_device("cpu")
     precision = choose_precision("auto", device)
-    train = [prepared(str(i), *pair) for i, pair in enumerate(zip(images, labels, strict=True))]
+    train = prepared(images, labels, args.names)
     network, _ = train_network(
         train, TrainingSettings(args.iterations, 100, "standard", "normalize", args.seed, "cpu", precision)
     )
-    yield
-    settings = DetectionSettings(
-        args.stride, "watershed", CELL_THRESHOLD, None, "normalize", "cpu", precision
-    )
-    typical = neuron_area(train)
-    for image in tests:
-        found = detect(network, prepared("test", image), settings, typical)
-        yield regions_to_labels(found.regions, image.shape)
+    settings = DetectionSettings(args.stride, "watershed", None, None, "normalize", "cpu", precision)
+    yield from by_this_step(partial(predict_map, network), train, tests, settings, args.test_names)
 
 
 def unet(images, labels, tests, args):
@@ -69,14 +85,9 @@ def unet(images, labels, tests, args):
     import torch
     from torch import nn
 
+    from neurodetect.detection import DetectionSettings
     from neurodetect.projection import standardize
-    from neurodetect.regions import (
-        CELL_THRESHOLD,
-        find_regions,
-        labels_to_regions,
-        regions_to_labels,
-        regions_to_separate_mask,
-    )
+    from neurodetect.regions import labels_to_regions, regions_to_separate_mask
 
     class Block(nn.Sequential):
         def __init__(self, before, after):
@@ -129,11 +140,10 @@ def unet(images, labels, tests, args):
         optimizer.step()
         schedule.step()
     network.eval()
-    yield
-    typical = float(np.median([len(region) for label in labels for region in labels_to_regions(label)]))
-    for image in tests:
-        height, width = image.shape
-        padded = np.pad(standardize(image), [(0, -height % 8), (0, -width % 8)], mode="reflect")
+
+    def predict(recording, _):
+        height, width = recording.image.shape
+        padded = np.pad(standardize(recording.image), [(0, -height % 8), (0, -width % 8)], mode="reflect")
         probability = np.zeros_like(padded)
         for turn in range(4):
             for flip in (1, -1):
@@ -141,8 +151,11 @@ def unet(images, labels, tests, args):
                 with torch.inference_mode():
                     p = torch.sigmoid(network(torch.from_numpy(turned.copy())[None, None]))[0].numpy()
                 probability += np.rot90(p[:, ::flip], -turn) / 8
-        regions = find_regions(probability[:height, :width], threshold=CELL_THRESHOLD, typical_area=typical)
-        yield regions_to_labels(regions, image.shape)
+        return probability[:height, :width]
+
+    settings = DetectionSettings(args.stride, "watershed", None, None, "keep", "cpu", "float32")
+    train = prepared(images, labels, args.names)
+    yield from by_this_step(predict, train, tests, settings, args.test_names)
 
 
 def stardist(images, labels, tests, args):
@@ -214,6 +227,7 @@ def worker(program: str, task: Path, result: Path, args: argparse.Namespace) -> 
             kind: [arrays[f"{kind}{i}"] for i in range(int(arrays[f"{kind}_count"]))]
             for kind in ("images", "labels", "tests")
         }
+        args.names, args.test_names = arrays["names"].tolist(), arrays["test_names"].tolist()
     started = time.perf_counter()
     found = globals()[program](parts["images"], parts["labels"], parts["tests"], args)
     next(found)
@@ -282,6 +296,8 @@ def main() -> None:
                 task, result = Path(folder, "task.npz"), Path(folder, "result.npz")
                 np.savez(
                     task,
+                    names=[r.name for r in others],
+                    test_names=[r.name for r in tests],
                     **{f"{kind}_count": len(each) for kind, each in arrays.items()},
                     **{f"{kind}{i}": array for kind, each in arrays.items() for i, array in enumerate(each)},
                 )

@@ -1,5 +1,8 @@
 """Time of a training iteration against the plain loop: float32, default Adam, windows cut in Python.
 
+And against what the processor could do at best: the iteration's multiplications alone, at the rate of one
+large matrix product in the same precision, as if activations, copies and Adam's step took no time.
+
 python tests/benchmarks/training_step.py [--rounds 5] [--precision auto]
 """
 
@@ -17,14 +20,24 @@ from neurodetect import console  # noqa: F401, I001  sets up PyTorch's memory as
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from neurodetect.network import NeuronNet
+from neurodetect.network import WINDOW, NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.training import BETAS, LEARNING_RATE, Step, make_optimizer
 from neurodetect.device import choose_device, choose_precision
 
 BATCH_SIZE = 100
 SHAPE = (512, 512)
+MATRIX = 4096  #: rows and columns of the product
+
+
+def multiplications() -> float:
+    """Of an iteration, in GFLOP: forward, and twice that backward but for the gradient of the windows."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = NeuronNet()
+        network(torch.zeros(BATCH_SIZE, 1, WINDOW, WINDOW)).sum().backward()
+    return counter.get_total_flops() / 1e9
 
 
 def plain_step(network, optimizer, image, mask, rng) -> None:
@@ -67,7 +80,10 @@ def main() -> None:
     fast_step = Step(fast, make_optimizer(fast, device), precision)
     sampler = PatchSampler([image], [mask], device)
 
+    dtype = getattr(torch, precision)
+    left, right = (torch.randn(MATRIX, MATRIX, device=device).to(dtype) for _ in range(2))
     steps = {
+        "matrix product": lambda: left @ right,
         "plain float32": lambda: plain_step(plain, plain_adam, image, mask, rng),
         f"neurodetect {precision}": lambda: fast_step(*sampler.sample(BATCH_SIZE)),
     }
@@ -82,8 +98,13 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(t[warm_up:]) for name, t in times.items()}
     for name, seconds in medians.items():
-        print(f"{name:22} {1000 * seconds:8.0f} ms an iteration")
-    slow, quick = medians.values()
+        print(f"{name:22} {1000 * seconds:8.0f} ms")
+    product, slow, quick = medians.values()
+    rate, work = 2 * MATRIX**3 / 1e9 / product, multiplications()
+    print(
+        f"{work:.0f} GFLOP an iteration, {work / quick:.0f} GFLOP/s; the product has {rate:.0f} GFLOP/s, "
+        f"at which an iteration would take {1000 * work / rate:.0f} ms: {quick * rate / work:.2f} times less"
+    )
     threads = torch.get_num_threads()
     print(f"ratio {slow / quick:.2f} on {device.type}, {threads} threads, PyTorch {torch.__version__}")
 
