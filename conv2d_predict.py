@@ -106,11 +106,12 @@ def main() -> None:
             console.say(f"Wrote {args.save_model}")
 
         typical, thresholds = trained_on.get("neuron_area", {}), trained_on.get("thresholds", {})
-        if thresholds and finding.threshold is None:
-            console.say(
-                "Threshold, as learned: "
-                + ", ".join(f"{value:g} for {group or 'all'}" for group, value in thresholds.items())
-            )
+        learned = {group or "all": value for group, value in thresholds.items()}
+        if finding.threshold is None:
+            settings = {**settings, "learned thresholds": learned}
+            if learned:
+                named = (f"{value:g} for {group}" for group, value in learned.items())
+                console.say(f"Thresholds, as learned: {', '.join(named)}")
         seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
 
         def examine(recording):
@@ -163,8 +164,7 @@ def main() -> None:
         }
         log_file, report = (console.beside(args.output, ending) for ending in (".log.json", ".report.html"))
         write_json(log_file, log)
-        learned = {"learned thresholds": thresholds} if thresholds else {}
-        write_report(report, title="Neurons found", settings={**settings, **learned}, sections=sections)
+        write_report(report, title="Neurons found", settings=settings, sections=sections)
 
     if rows:
         console.say("\n" + table(list(rows.values()), list(rows)) + "\n", level=0)

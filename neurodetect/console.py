@@ -263,10 +263,9 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="pixels whose probability of being neuron is above this are neuron: higher finds fewer neurons "
         "and with more confidence, lower than 0.45 adds faint ones between those found at 0.45; the "
-        "cross-validation draws what each threshold gives, and names a better one (default: what the "
-        "training recordings are found best at whose names begin alike, mouse3_monday and mouse3_friday, or "
-        "all where no names do; 0.45 where that is as good, or where there is one; with --regions connected "
-        "0.5)",
+        "cross-validation draws what each threshold gives, and names a better one (default: 0.45, or a lower "
+        "one at which training recordings are found better whose names begin alike, as mouse3_monday and "
+        "mouse3_friday, or all where no two names do; with --regions connected 0.5)",
     )
     group.add_argument(
         "--smallest-area",

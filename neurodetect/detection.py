@@ -52,7 +52,8 @@ SMALLEST_SHARE = 200
 # A group's best threshold is told by a few of its recordings, and by coarse maps, as well as by all of them.
 LEARNT_STRIDE = 8  #: pixels between two windows of the maps from which thresholds are learned
 LEARNT_FROM = 8  #: recordings of a group, at most
-LEARNT_THRESHOLDS = CURVE_THRESHOLDS[2:11]  #: 0.2 to 0.6
+# No higher ones: a network is surer of recordings that it was trained on than of others.
+LEARNT_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
 ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
 
@@ -294,9 +295,9 @@ def learn_thresholds(
 ) -> dict[str, float]:
     """The threshold at which each group of recordings is found best, by those that the network learned from.
 
-    What is marked as a neuron in one laboratory is not in another. A network that has to serve both is too
-    careful with the one and too bold with the other, on recordings that it was trained on as much as on new
-    ones of theirs, and so the former can tell.
+    In some laboratories fainter cells are marked than in others. A network that has to serve both is too
+    careful with those, on recordings that it was trained on as much as on new ones, and so the former can
+    tell that a lower threshold than CELL_THRESHOLD is better.
 
     Parameters
     ----------
@@ -316,7 +317,7 @@ def learn_thresholds(
     dict of str to float
         By group, see `prepared.read_groups`: recordings whose names begin alike; where no two do, all are
         the group ALL_ALIKE. A group is left out where it has one recording, which tells too little, or where
-        CELL_THRESHOLD is as good as any up to 0.01.
+        no lower threshold is better by 0.01.
     """
     if settings.threshold is not None or settings.regions != "watershed":
         return {}
@@ -338,8 +339,7 @@ def learn_thresholds(
                     scale = recording.pixels_per_micron
                     curves.append(threshold_curve(find, recording.regions, scale, LEARNT_THRESHOLDS))
                     bar.update()
-                curve = mean_curve(curves)
-                usual = curve[LEARNT_THRESHOLDS.index(CELL_THRESHOLD)]
+                *_, usual = curve = mean_curve(curves)
                 if better := better_threshold(curve, usual):
                     thresholds[group] = better["probability"]
     return team.word(thresholds)

@@ -97,7 +97,7 @@ def test_a_run_is_resumed_with_the_weights_that_it_began_with_only(lab, command,
 
     run = ("conv2d_predict.py", "second", "test", *QUICK, "--start-from", "old.pt", "--save-model", "new.pt")
     with monkeypatch.context() as patch:
-        patch.setattr(detection, "probability_map", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(detection, "detect", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command(*run).returncode == 130
     shutil.copy("new.pt", "kept.pt")
     shutil.move("old.pt", "moved.pt")
