@@ -157,7 +157,7 @@ def main() -> None:
         figures = {
             "training": draw_training(histories),
             "scores": draw_scores(list(rows.values()), list(rows)),
-            "thresholds": draw_curve(curve, used),
+            "thresholds": draw_curve(curve, sorted(used)),
         }
         for kind, figure in figures.items():
             save_figure(console.beside(args.output, f".{kind}.png"), figure)

@@ -33,7 +33,7 @@ def main() -> None:
         trace,
         train_network,
     )
-    from neurodetect.files import digest, require_writable, write_json, write_together
+    from neurodetect.files import digest, listed, require_writable, write_json, write_together
     from neurodetect.formats.exports import WITH_TRACES, export
     from neurodetect.preparation import read_or_prepare
     from neurodetect.prepared import digests, read_labelled
@@ -110,8 +110,8 @@ def main() -> None:
         if finding.threshold is None:
             settings = {**settings, "learned thresholds": learned}
             if learned:
-                named = (f"{value:g} for {group}" for group, value in learned.items())
-                console.say(f"Thresholds, as learned: {', '.join(named)}")
+                named = listed(f"{value:g} for {group}" for group, value in learned.items())
+                console.say(f"Thresholds, as learned: {named}")
         seen = {name for name in names if was_trained_on(trained_on, name, inputs["test"][f"X_{name}.npy"])}
 
         def examine(recording):

@@ -50,10 +50,10 @@ from neurodetect.training import train
 SMALLEST_SHARE = 200
 
 # A group's best threshold is told by a few of its recordings, and by coarse maps, as well as by all of them.
-LEARNT_STRIDE = 8  #: pixels between two windows of the maps from which thresholds are learned
-LEARNT_FROM = 8  #: recordings of a group, at most
+LEARNED_STRIDE = 8  #: pixels between two windows of the maps from which thresholds are learned
+LEARNED_FROM = 8  #: recordings of a group, at most
 # No higher ones: a network is surer of recordings that it was trained on than of others.
-LEARNT_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
+LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
 ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
 
@@ -324,7 +324,7 @@ def learn_thresholds(
     thresholds = {}
     if team.leads:
         some = recordings_to_learn_from(recordings)
-        coarse, typical = replace(settings, stride=LEARNT_STRIDE), neuron_area(recordings)
+        coarse, typical = replace(settings, stride=LEARNED_STRIDE), neuron_area(recordings)
         bar = progress_bar(
             description=description or "",
             total=sum(map(len, some.values())),
@@ -337,7 +337,7 @@ def learn_thresholds(
                 for recording in of:
                     find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
                     scale = recording.pixels_per_micron
-                    curves.append(threshold_curve(find, recording.regions, scale, LEARNT_THRESHOLDS))
+                    curves.append(threshold_curve(find, recording.regions, scale, LEARNED_THRESHOLDS))
                     bar.update()
                 *_, usual = curve = mean_curve(curves)
                 if better := better_threshold(curve, usual):
@@ -353,7 +353,7 @@ def recordings_to_learn_from(recordings: Sequence[Prepared]) -> dict[str, list[P
         groups.setdefault(group_of[recording.name], []).append(recording)
     if len(groups) == len(recordings):
         groups = {ALL_ALIKE: list(recordings)}
-    return {group: of[:: math.ceil(len(of) / LEARNT_FROM)] for group, of in groups.items() if len(of) > 1}
+    return {group: of[:: math.ceil(len(of) / LEARNED_FROM)] for group, of in groups.items() if len(of) > 1}
 
 
 def settle(settings: DetectionSettings, name: str, thresholds: dict[str, float]) -> DetectionSettings:

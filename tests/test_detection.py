@@ -104,7 +104,7 @@ def test_each_laboratory_gets_the_threshold_of_its_own_labels():
 
     recordings = [recording for recording, _ in pairs]
     learned = learn_thresholds(predict, recordings, UNSETTLED)
-    assert learned.keys() == {"a"} and 0.2 <= learned["a"] < 0.33 and strides == {detection.LEARNT_STRIDE}
+    assert learned.keys() == {"a"} and 0.2 <= learned["a"] < 0.33 and strides == {detection.LEARNED_STRIDE}
     for name, found in ("neurofinder.a.9", 30), ("b.9", 20), ("c.9", 20):
         recording, probability = laboratory(name, True, 9)
         assert len(find_in_map(recording, probability, settle(UNSETTLED, name, learned), {})) == found
