@@ -89,15 +89,14 @@ def main() -> None:
                 description="training",
                 team=everyone,
             )
-            thresholds = learn_thresholds(
-                partial(predict_map, network), labelled, finding, description="thresholds", team=everyone
-            )
             trained_on = {
                 **settings,
                 "recordings": [recording.name for recording in labelled],
                 "inputs": inputs["training"],
                 "neuron_area": neuron_area(labelled),
-                "thresholds": thresholds,
+                "thresholds": learn_thresholds(
+                    partial(predict_map, network), labelled, finding, description="thresholds", team=everyone
+                ),
                 "loss": history[-1]["loss"],
                 **({STARTED_FROM: before} if before else {}),
             }
@@ -106,8 +105,8 @@ def main() -> None:
             console.say(f"Wrote {args.save_model}")
 
         typical, thresholds = trained_on.get("neuron_area", {}), trained_on.get("thresholds", {})
-        learned = {group or "all": value for group, value in thresholds.items()}
         if finding.threshold is None:
+            learned = {group or "all": value for group, value in thresholds.items()}
             settings = {**settings, "learned thresholds": learned}
             if learned:
                 named = listed(f"{value:g} for {group}" for group, value in learned.items())

@@ -306,7 +306,7 @@ def learn_thresholds(
     recordings : sequence of Prepared
         Those it was trained on.
     settings : DetectionSettings
-        With a threshold, or other regions than "watershed", there is nothing to learn.
+        With a threshold, as other regions than "watershed" always have, there is nothing to learn.
     description : str, optional
         Label of a progress bar; without it none is drawn.
     team : Team
@@ -319,7 +319,7 @@ def learn_thresholds(
         the group ALL_ALIKE. A group is left out where it has one recording, which tells too little, or where
         no lower threshold is better by 0.01.
     """
-    if settings.threshold is not None or settings.regions != "watershed":
+    if settings.threshold is not None:
         return {}
     thresholds = {}
     if team.leads:
