@@ -19,7 +19,7 @@ import sklearn.model_selection  # noqa: F401  loaded here, the commands need not
 import torch
 from conftest import ROOT
 
-from neurodetect import network, training
+from neurodetect import console, network, training
 from neurodetect.prepared import write_prepared
 from neurodetect.projection import clip_bright, mean_projection
 from neurodetect.synthetic import simulate_frames, simulate_regions
@@ -43,14 +43,15 @@ def child(folder: Path, script: str, arguments: tuple[str, ...]) -> None:
     """Run a command as a user's shell would, in a process that has loaded the heavy modules already."""
     os.chdir(folder)
     sys.stdout = sys.stderr = open("log.txt", "a", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     network.HIDDEN_UNITS = 6  # a checkpoint of the whole network has a gigabyte
     training.HELD_OUT_WINDOWS = 10
     sys.argv = [str(ROOT / script), *arguments]
+    main = runpy.run_path(sys.argv[0])["main"]
     code = 1
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        console.run(main)
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -62,7 +63,9 @@ def child(folder: Path, script: str, arguments: tuple[str, ...]) -> None:
 def run(folder: Path, script: str, *arguments: str, kill: tuple[float, int] | None = None) -> int:
     """The command's exit code, negative for a signal; `kill` is after how many seconds, with which signal."""
     process = get_context("fork").Process(target=child, args=(folder, script, arguments))
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C before the command begins is not its affair
     process.start()
+    signal.signal(signal.SIGINT, ours)
     if kill is not None:
         process.join(kill[0])
         if process.is_alive():
