@@ -37,15 +37,14 @@ def main() -> None:
         assess,
         detect,
         find_in_map,
-        learn_thresholds,
         neuron_area,
         predict_map,
-        settle,
         split_folds,
         train_network,
     )
     from neurodetect.files import digest, require_writable, write_json, write_together
-    from neurodetect.prepared import digests, read_groups, read_labelled
+    from neurodetect.groups import fine_tune, learn_thresholds, settle
+    from neurodetect.prepared import digests, prefix, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import (
         better_threshold,
@@ -95,7 +94,8 @@ def main() -> None:
             label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in folds[number - 1]]
             others = [r for index, r in enumerate(recordings) if index not in folds[number - 1]]
-            network, (history, thresholds) = None, team.word(unfinished.noted(label)) or (None, None)
+            network = None
+            history, thresholds, tuned = team.word(unfinished.noted(label)) or (None, None, None)
             if history is None:  # otherwise the maps of this fold are there already
                 network, history = train_network(
                     others,
@@ -106,6 +106,13 @@ def main() -> None:
                     description=f"{label}, training",
                     team=team,
                 )
+                fine_tune(
+                    *(network, others, training, finding),
+                    only={prefix(recording.name) for recording in held_out},
+                    description=f"{label}, fine-tuning",
+                    team=team,
+                )
+                tuned = list(network.own)
                 thresholds = learn_thresholds(
                     partial(predict_map, network),
                     others,
@@ -119,6 +126,8 @@ def main() -> None:
                 description = f"{label}, {recording.name}"
                 own = settle(finding, recording.name, thresholds)
                 note = f"held out in fold {number}, threshold {own.threshold:g}"
+                if prefix(recording.name) in tuned:
+                    note += f", fine-tuned for {prefix(recording.name)}"
                 found = detect(
                     *(network, recording, own, typical),
                     once=unfinished.once,
@@ -136,11 +145,12 @@ def main() -> None:
                 part = section(recording, found, row, pairs, note)
                 results[recording.name] = row, curve, own.threshold, picture, part
             if network is not None and team.leads:
-                unfinished.note(label, (history, thresholds))
-            return history, thresholds, results
+                unfinished.note(label, (history, thresholds, tuned))
+            learned = {"history": history, "thresholds": thresholds, "fine_tuned_for": tuned}
+            return learned, results
 
-        for _, (history, thresholds, results) in processes.share(range(1, len(folds) + 1), examine, team):
-            histories.append({"held_out": list(results), "history": history, "thresholds": thresholds})
+        for _, (learned, results) in processes.share(range(1, len(folds) + 1), examine, team):
+            histories.append({"held_out": list(results), **learned})
             for name, (row, curve, threshold, picture, part) in results.items():
                 write_together({console.beside(args.output, f"_{name}.png"): picture})
                 rows[name], sections[name] = row, part

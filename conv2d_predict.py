@@ -26,15 +26,14 @@ def main() -> None:
     from neurodetect.detection import (
         assess,
         detect,
-        learn_thresholds,
         neuron_area,
         predict_map,
-        settle,
         trace,
         train_network,
     )
     from neurodetect.files import digest, listed, require_writable, write_json, write_together
     from neurodetect.formats.exports import WITH_TRACES, export
+    from neurodetect.groups import fine_tune, learn_thresholds, settle
     from neurodetect.preparation import read_or_prepare
     from neurodetect.prepared import digests, read_labelled
     from neurodetect.regions import write_submission
@@ -89,6 +88,7 @@ def main() -> None:
                 description="training",
                 team=everyone,
             )
+            fine_tune(network, labelled, training, finding, description="fine-tuning", team=everyone)
             trained_on = {
                 **settings,
                 "recordings": [recording.name for recording in labelled],
@@ -105,6 +105,9 @@ def main() -> None:
             console.say(f"Wrote {args.save_model}")
 
         typical, thresholds = trained_on.get("neuron_area", {}), trained_on.get("thresholds", {})
+        if network.own:
+            settings = {**settings, "fine-tuned for": list(network.own)}
+            console.say(f"Fine-tuned for {listed(network.own)}")
         if finding.threshold is None:
             learned = {group or "all": value for group, value in thresholds.items()}
             settings = {**settings, "learned thresholds": learned}

@@ -5,10 +5,9 @@ And from the neurons and the recording's frames to their traces.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,13 +17,12 @@ import torch
 from neurodetect.files import UserError, positive_number
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
-from neurodetect.prepared import Prepared, read_groups, require_same_image
+from neurodetect.prepared import Prepared, prefix, require_same_image
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
 from neurodetect.recording import Recording
 from neurodetect.regions import (
-    CELL_THRESHOLD,
     find_regions,
     mean_probability,
     regions_to_mask,
@@ -32,12 +30,8 @@ from neurodetect.regions import (
 )
 from neurodetect.resume import Checkpoint
 from neurodetect.scoring import (
-    CURVE_THRESHOLDS,
-    better_threshold,
     evaluate,
     match_centers,
-    mean_curve,
-    threshold_curve,
 )
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
@@ -48,13 +42,6 @@ from neurodetect.training import train
 #: them (0.8 ms at 400 GB/s; a window has 1.5 GFLOP, at 110 TFLOP/s), as 2,000 over a network (26 ms at 12.5
 #: GB/s).
 SMALLEST_SHARE = 200
-
-# A group's best threshold is told by a few of its recordings, and by coarse maps, as well as by all of them.
-LEARNED_STRIDE = 8  #: pixels between two windows of the maps from which thresholds are learned
-LEARNED_FROM = 8  #: recordings of a group, at most
-# No higher ones: a network is surer of recordings that it was trained on than of others.
-LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
-ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
 
 @dataclass(frozen=True)
@@ -179,6 +166,7 @@ def train_network(
     settings: TrainingSettings,
     *,
     start: NeuronNet | None = None,
+    small_layers: bool = False,
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -193,6 +181,8 @@ def train_network(
     settings : TrainingSettings
     start : NeuronNet, optional
         Trained; its weights, which stay as they are, are begun with instead of random ones.
+    small_layers : bool
+        Train all weights but `network.SHARED`.
     checkpoint, description
         See `training.train`.
     team : Team
@@ -216,6 +206,7 @@ def train_network(
                     recordings,
                     settings,
                     start=start,
+                    small_layers=small_layers,
                     held_out=held_out,
                     checkpoint=checkpoint,
                     description=description,
@@ -243,7 +234,7 @@ def train_network(
     )
     check = None
     # Held-out recordings without a neuron have no balanced batch; the table at the end still has them.
-    labels = [r.mask if r.valid is None else r.mask[r.valid] for r in held_out]
+    labels = [visible_labels(recording) for recording in held_out]
     if any(mask.any() for mask in labels) and not all(mask.all() for mask in labels):
         check = PatchSampler(
             images(held_out),
@@ -259,6 +250,9 @@ def train_network(
             network = NeuronNet(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
         network = deepcopy(start).to(device)
+        network.own = {}  # they stood on the weights that now change
+    if small_layers:
+        network.dense.weight.requires_grad_(False)
     history = train(
         network,
         windows,
@@ -266,13 +260,18 @@ def train_network(
         settings.batch_size,
         precision=settings.precision,
         recipe=settings.recipe,
-        trained=start is not None,
+        trained=start is not None and not small_layers,  # which forget little, held by the dense layer
         held_out=check,
         checkpoint=checkpoint,
         description=description,
         team=team,
     )
     return network, history
+
+
+def visible_labels(recording: Prepared) -> np.ndarray:
+    """The mask's values at the pixels that windows may be centred on: all that are not missing."""
+    return recording.mask if recording.valid is None else recording.mask[recording.valid]
 
 
 def empty_network(device: torch.device) -> NeuronNet:
@@ -283,100 +282,6 @@ def empty_network(device: torch.device) -> NeuronNet:
 
 
 # Finding
-
-
-def learn_thresholds(
-    predict: Callable[[Prepared, DetectionSettings], np.ndarray],
-    recordings: Sequence[Prepared],
-    settings: DetectionSettings,
-    *,
-    description: str | None = None,
-    team: Team = ALONE,
-) -> dict[str, float]:
-    """The threshold at which each group of recordings is found best, by those that the network learned from.
-
-    In some laboratories fainter cells are marked than in others. A network that has to serve both is too
-    careful with those, on recordings that it was trained on as much as on new ones, and so the former can
-    tell that a lower threshold than CELL_THRESHOLD is better.
-
-    Parameters
-    ----------
-    predict : callable
-        The network: a recording's map by settings of a coarse stride, a `functools.partial` of `predict_map`.
-    recordings : sequence of Prepared
-        Those it was trained on.
-    settings : DetectionSettings
-        With a threshold, as other regions than "watershed" always have, there is nothing to learn.
-    description : str, optional
-        Label of a progress bar; without it none is drawn.
-    team : Team
-        Processes that all get the thresholds, of which the leader computes them.
-
-    Returns
-    -------
-    dict of str to float
-        By group, see `prepared.read_groups`: recordings whose names begin alike; where no two do, all are
-        the group ALL_ALIKE. A group is left out where it has one recording, which tells too little, or where
-        no lower threshold is better by 0.01.
-    """
-    if settings.threshold is not None:
-        return {}
-    thresholds = {}
-    if team.leads:
-        some = recordings_to_learn_from(recordings)
-        coarse, typical = replace(settings, stride=LEARNED_STRIDE), neuron_area(recordings)
-        bar = progress_bar(
-            description=description or "",
-            total=sum(map(len, some.values())),
-            unit="recording",
-            show=description is not None,
-        )
-        with bar, team.all_threads():
-            for group, of in some.items():
-                curves = []
-                for recording in of:
-                    find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
-                    scale = recording.pixels_per_micron
-                    curves.append(threshold_curve(find, recording.regions, scale, LEARNED_THRESHOLDS))
-                    bar.update()
-                *_, usual = curve = mean_curve(curves)
-                if better := better_threshold(curve, usual):
-                    thresholds[group] = better["probability"]
-    return team.word(thresholds)
-
-
-def recordings_to_learn_from(recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
-    """Some recordings of each group for which a threshold can be learned, see `learn_thresholds`."""
-    group_of = read_groups("prefix", [recording.name for recording in recordings])
-    groups: dict[str, list[Prepared]] = {}
-    for recording in recordings:
-        groups.setdefault(group_of[recording.name], []).append(recording)
-    if len(groups) == len(recordings):
-        groups = {ALL_ALIKE: list(recordings)}
-    return {group: of[:: math.ceil(len(of) / LEARNED_FROM)] for group, of in groups.items() if len(of) > 1}
-
-
-def settle(settings: DetectionSettings, name: str, thresholds: dict[str, float]) -> DetectionSettings:
-    """Settings with a threshold for one recording: theirs, else that of its group, else CELL_THRESHOLD.
-
-    Parameters
-    ----------
-    settings : DetectionSettings
-    name : str
-        Of the recording.
-    thresholds : dict
-        What `learn_thresholds` returned.
-
-    Examples
-    --------
-    >>> settings = DetectionSettings(4, "watershed", None, None, "normalize", "cpu", "float32")
-    >>> [settle(settings, name, {"00": 0.3}).threshold for name in ("neurofinder.00.11", "01.00")]
-    [0.3, 0.45]
-    """
-    if settings.threshold is not None:
-        return settings
-    group = read_groups("prefix", [name])[name]
-    return replace(settings, threshold=thresholds.get(group, thresholds.get(ALL_ALIKE, CELL_THRESHOLD)))
 
 
 def detect(
@@ -426,9 +331,9 @@ def predict_map(
     description: str | None = None,
     team: Team = ALONE,
 ) -> np.ndarray:
-    """The probability map (H, W) of a recording, see `detect`."""
+    """The probability map (H, W) of a recording, by the layers of its group. See `detect`."""
     return probability_map(
-        network,
+        network.for_group(prefix(recording.name)),
         network_input(recording.image, settings.background, recording.valid),
         settings.stride,
         precision=settings.precision,

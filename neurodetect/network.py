@@ -13,6 +13,7 @@ MARGIN = (WINDOW - TARGET) // 2  #: pixels of the window outside the central squ
 MAPS_BEFORE_POOL = 50
 MAPS_AFTER_POOL = 100
 HIDDEN_UNITS = 2000
+SHARED = "dense.weight"  #: 80 of the 81 million weights, the same for every group of recordings
 
 # A GPU's tensor cores take maps by eights: 50 and 100 of them are computed there as 56 and 104, of which the
 # last are zero. On a CPU a training step's convolutions get slower by it, and by 64 and 112 or 128 too.
@@ -31,6 +32,11 @@ class NeuronNet(nn.Module):
     ----------
     generator : torch.Generator, optional
         Source of the random initial weights; PyTorch's global generator by default.
+
+    Attributes
+    ----------
+    own : dict of str to dict of str to Tensor
+        By group of recordings, what stands in the place of all weights but SHARED. See `groups.fine_tune`.
 
     Examples
     --------
@@ -53,6 +59,7 @@ class NeuronNet(nn.Module):
         self.activation = nn.ELU()
         self.dense = nn.Linear(after * (WINDOW // 2) ** 2, HIDDEN_UNITS)
         self.output = nn.Linear(HIDDEN_UNITS, TARGET**2)
+        self.own: dict[str, dict[str, Tensor]] = {}
         self.initialize(generator)
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -87,6 +94,26 @@ class NeuronNet(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400)."""
         return self.classify(self.features(windows))
+
+    def small_weights(self) -> dict[str, Tensor]:
+        """Copies, on the CPU, of all weights but SHARED: 1 of 81 million."""
+        weights = self.state_dict()
+        del weights[SHARED]
+        return {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
+
+    def for_group(self, group: str) -> NeuronNet:
+        """The network with the weights that a group has of its own; itself, where it has none.
+
+        Of SHARED there is one tensor for both.
+        """
+        if group not in self.own:
+            return self
+        with torch.device("meta"):
+            network = NeuronNet()
+        shared = self.state_dict()[SHARED]
+        own = {name: weight.to(shared.device) for name, weight in self.own[group].items()}
+        network.load_state_dict({**own, SHARED: shared}, assign=True)
+        return network.train(self.training)
 
 
 def with_empty_maps(weight: Tensor, bias: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

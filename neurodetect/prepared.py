@@ -384,7 +384,7 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     {'neurofinder.00.01': '00', 'mouse7_monday': 'mouse7'}
     """
     if groups == "prefix":
-        return {name: re.split(r"[._\- ]", dataset_name(name))[0] for name in names}
+        return {name: prefix(name) for name in names}
     content = read_json(groups)
     if not isinstance(content, dict) or not all(isinstance(group, str) for group in content.values()):
         raise UserError(f'{groups}: is no object of groups by recordings, {{"NAME": "GROUP", ...}}; mend it')
@@ -393,6 +393,11 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     if missing:
         raise UserError(f"{groups}: has no group for {listed(missing)}; add them")
     return {name: by_dataset[dataset_name(name)] for name in names}
+
+
+def prefix(name: str) -> str:
+    """The group of a recording by its name's beginning, see `read_groups`."""
+    return re.split(r"[._\- ]", dataset_name(name))[0]
 
 
 def digests(folder: str | Path, recordings: Iterable[Prepared]) -> dict[str, str]:

@@ -58,7 +58,7 @@ def train(
     Parameters
     ----------
     network : NeuronNet
-        On the sampler's device.
+        On the sampler's device; of its weights those that require a gradient are trained.
     sampler : PatchSampler
         Source of training windows.
     iterations, batch_size : int
@@ -98,7 +98,8 @@ def train(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     optimizer = make_optimizer(network, device, recipe)
-    step = Step(network, optimizer, precision, centered=recipe == "standard", team=team)
+    centered = recipe == "standard" and network.dense.weight.requires_grad
+    step = Step(network, optimizer, precision, centered, team)
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
     running = torch.zeros((), device=device)  # running mean of the loss
     history: list[dict[str, float]] = []
@@ -177,6 +178,8 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
     replayed, standard = has_graphs(device), recipe == "standard"
     groups = []
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         kind = name.split(".")[0].rstrip("123456")
         highest = LEARNING_RATES[kind] if standard else LEARNING_RATE
         groups.append(

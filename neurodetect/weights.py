@@ -31,7 +31,8 @@ def save_network(path: str | Path, network: NeuronNet, settings: dict[str, Any])
         Numbers, strings and lists of them.
     """
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    save_whole(path, {"format": WEIGHTS_FORMAT, "weights": weights, "settings": settings})
+    content = {"format": WEIGHTS_FORMAT, "weights": weights, "own": network.own, "settings": settings}
+    save_whole(path, content)
 
 
 def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
@@ -46,18 +47,23 @@ def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
     content = load_safely(path, "a weights file", advice)
     if not isinstance(content, dict) or content.get("format") != WEIGHTS_FORMAT:
         raise UserError(f"{path}: holds something else than weights of neurodetect; {advice}")
-    weights, settings = content.get("weights"), content.get("settings")
-    if not isinstance(weights, dict) or not all(map(is_plain, weights.items())):
-        raise UserError(f"{path}: holds weights that are no plain float32 tensors; {advice}")
+    weights, own, settings = (content.get(key, {}) for key in ("weights", "own", "settings"))
+    if not isinstance(own, dict) or not all(isinstance(group, str) for group in own):
+        raise UserError(f"{path}: holds weights for something else than groups of recordings; {advice}")
+    for some in (weights, *own.values()):
+        if not isinstance(some, dict) or not all(map(is_plain, some.items())):
+            raise UserError(f"{path}: holds weights that are no plain float32 tensors; {advice}")
     if not are_settings(settings):
         raise UserError(f"{path}: holds settings that no training has; {advice}")
     with torch.device("meta"):  # neither memory nor random numbers for weights about to be replaced
         network = NeuronNet()
     try:
         network.load_state_dict(weights, assign=True)
+        network.own = own
+        networks = [network, *map(network.for_group, own)]
     except RuntimeError as error:
         raise UserError(f"{path}: holds the weights of another network; {advice}") from error
-    if not all(torch.isfinite(value).all() for value in network.parameters()):
+    if not all(torch.isfinite(value).all() for each in networks for value in each.parameters()):
         raise UserError(f"{path}: holds weights that are not finite numbers; train again")
     return network.eval(), settings
 

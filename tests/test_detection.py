@@ -1,20 +1,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from neurodetect import detection
 from neurodetect.detection import (
-    DetectionSettings,
     TrainingSettings,
     expected_area,
-    find_in_map,
-    learn_thresholds,
     neuron_area,
-    settle,
     train_network,
 )
 from neurodetect.network import NeuronNet
@@ -69,63 +64,6 @@ def test_a_typical_neuron_is_the_median_and_keeps_its_size_in_microns():
 def test_without_labelled_neurons_there_is_no_typical_one():
     assert expected_area(neuron_area([labelled_with([], 1.0)]), 1.0) is None
     assert expected_area({}, 2.0) is None
-
-
-UNSETTLED = DetectionSettings(4, "watershed", None, None, "normalize", "cpu", "float32")
-
-
-def blobs(levels, seed):
-    """A map of discs, one for each level, and the discs' pixels."""
-    rng, probability, regions = np.random.default_rng(seed), np.zeros((90, 90), np.float32), []
-    for cell, level in zip(rng.permutation(36), levels, strict=False):
-        center = 7 + 15 * np.array(divmod(int(cell), 6))
-        pixels = np.argwhere(np.hypot(*(np.indices(probability.shape) - center[:, None, None])) <= 5)
-        probability[tuple(pixels.T)] = level
-        regions.append(pixels)
-    return probability, regions
-
-
-def laboratory(name, marked, seed):
-    """A recording with twenty bright cells and ten faint ones of which the `marked` are labelled; its map."""
-    probability, regions = blobs([0.8] * 20 + [0.33] * 10, seed)
-    labelled = regions[:20] + (regions[20:] if marked else [])
-    mask = regions_to_mask(labelled, probability.shape)
-    return Prepared(name, probability, mask, labelled, None), probability
-
-
-def test_each_laboratory_gets_the_threshold_of_its_own_labels():
-    """Where faint cells are labelled a lower one finds them, where they are not it would find false ones."""
-    pairs = [laboratory(name, name[0] == "a", seed) for seed, name in enumerate(["a.1", "b.1", "a.2", "b.2"])]
-    maps, strides = {recording.name: probability for recording, probability in pairs}, set()
-
-    def predict(recording, settings):
-        strides.add(settings.stride)
-        return maps[recording.name]
-
-    recordings = [recording for recording, _ in pairs]
-    learned = learn_thresholds(predict, recordings, UNSETTLED)
-    assert learned.keys() == {"a"} and 0.2 <= learned["a"] < 0.33 and strides == {detection.LEARNED_STRIDE}
-    for name, found in ("neurofinder.a.9", 30), ("b.9", 20), ("c.9", 20):
-        recording, probability = laboratory(name, True, 9)
-        assert len(find_in_map(recording, probability, settle(UNSETTLED, name, learned), {})) == found
-    # One recording tells too little; a threshold that is given, and plain components, are not touched.
-    for few in (recordings[:1], [recordings[0], *recordings[1::2]], []):
-        assert learn_thresholds(predict, few, UNSETTLED) == {}
-    for fixed in replace(UNSETTLED, threshold=0.45), replace(UNSETTLED, regions="connected", threshold=0.5):
-        assert learn_thresholds(predict, recordings, fixed) == {} and settle(fixed, "a.9", learned) == fixed
-    # Names of which no two begin alike say nothing: then all are of one laboratory.
-    alone = [recording._replace(name=f"a{number}") for number, recording in enumerate(recordings[::2])]
-    maps.update((new.name, maps[old.name]) for new, old in zip(alone, recordings[::2], strict=True))
-    assert learn_thresholds(predict, alone, UNSETTLED) == {detection.ALL_ALIKE: learned["a"]}
-    assert settle(UNSETTLED, "anything", {detection.ALL_ALIKE: 0.3}).threshold == 0.3
-
-
-def test_a_large_group_is_looked_at_in_part(monkeypatch):
-    seen = []
-    monkeypatch.setattr(detection, "find_in_map", lambda *_, threshold: [])
-    recordings = [labelled_with([4], None)._replace(name=f"a_{number:02}") for number in range(20)]
-    assert learn_thresholds(lambda recording, _: seen.append(recording.name), recordings, UNSETTLED) == {}
-    assert seen == [f"a_{number:02}" for number in range(0, 20, 3)]
 
 
 def test_learned_thresholds_are_kept_with_the_weights_and_yield_to_the_option(command, tmp_path):

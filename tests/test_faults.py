@@ -19,7 +19,7 @@ import sklearn.model_selection  # noqa: F401  loaded here, the commands need not
 import torch
 from conftest import ROOT
 
-from neurodetect import console, network, training
+from neurodetect import console, groups, network, training
 from neurodetect.prepared import write_prepared
 from neurodetect.projection import clip_bright, mean_projection
 from neurodetect.synthetic import simulate_frames, simulate_regions
@@ -46,6 +46,7 @@ def child(folder: Path, script: str, arguments: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     network.HIDDEN_UNITS = 6  # a checkpoint of the whole network has a gigabyte
     training.HELD_OUT_WINDOWS = 10
+    groups.FINE_TUNED_GAIN = -1.0
     sys.argv = [str(ROOT / script), *arguments]
     main = runpy.run_path(sys.argv[0])["main"]
     code = 1
@@ -87,11 +88,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    for seed, name in enumerate(("train/a", "train/b", "test/c", "test/d")):
+    for seed, name in enumerate(("train/a", "train/b", "test/c", "test/d", "train/a.2")):
         rng = np.random.default_rng(seed)
         regions = simulate_regions(SHAPE, 5, rng)
         image = clip_bright(mean_projection(simulate_frames(regions, SHAPE, 10, rng)))
-        write_prepared(folder / name[:-2], name[-1], image, regions, 1.0)
+        write_prepared(folder / Path(name).parent, Path(name).name, image, regions, 1.0)
     return folder
 
 
@@ -104,6 +105,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_in_one_go(prepared, tmp_pat
     assert run(whole, script, *arguments) == 0, (whole / "log.txt").read_text()
     duration = time.monotonic() - began
     expected = contents(whole)
+    assert ("Fine-tuned for a" in (whole / "log.txt").read_text()) == (script == "conv2d_predict.py")
 
     chance = random.Random(0)
     kills = resumed = 0

@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT
 from torch.distributed import TCPStore
 
-from neurodetect import detection, files, network, processes, resume, sliding_window, training
+from neurodetect import detection, files, groups, network, processes, resume, sliding_window, training
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import write_prepared
@@ -112,9 +112,10 @@ def together(size: int, folder: Path, function, *arguments) -> list[int]:
     ends = time.monotonic() + 120
     while any(process.is_alive() for process in started) and time.monotonic() < ends:
         time.sleep(0.05)
-        # As torchrun does: when one has failed the others are told to end.
+        # As torchrun does: when one has failed the others are told to end; here they may do it by themselves.
         if any(process.exitcode for process in started):
-            time.sleep(0.1)
+            for process in started:
+                process.join(1)
             for process in started:
                 process.terminate()
             for process in started:
@@ -146,11 +147,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def simulate(folder: Path) -> None:
-    for seed, name in enumerate(("train/a", "train/b", "train/c", "test/c", "test/d", "test/e")):
+    for seed, name in enumerate(("train/a", "train/a.2", "train/c", "test/c", "test/d", "test/e")):
         rng = np.random.default_rng(seed)
         regions = simulate_regions(SHAPE, 5, rng)
         image = clip_bright(mean_projection(simulate_frames(regions, SHAPE, 10, rng)))
-        write_prepared(folder / name[:-2], name[-1], image, regions, 1.0)
+        write_prepared(folder / Path(name).parent, Path(name).name, image, regions, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -461,10 +462,12 @@ def test_those_that_share_a_training_stop_together_and_keep_it(quiet_lab):
     assert contents(quiet_lab / "interrupted").keys() == contents(quiet_lab / "whole").keys()
     for name in ("model.pt", "result.json"):
         assert contents(quiet_lab / "interrupted")[name] == contents(quiet_lab / "whole")[name]
+    log = json.loads((quiet_lab / "whole/result.log.json").read_text())
+    assert log["settings"]["fine-tuned for"] == ["a"]
 
 
 def shared_prediction(arguments: tuple[str, ...]) -> int:
-    detection.SMALLEST_SHARE = 2
+    detection.SMALLEST_SHARE, groups.FINE_TUNED_GAIN = 2, -1.0
     return run_script("conv2d_predict.py", arguments, {}, None)
 
 

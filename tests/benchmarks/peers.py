@@ -52,7 +52,8 @@ def prepared(images, labels, names):
 def by_this_step(predict, train, tests, settings, names):
     """First nothing, when the threshold is learned; then what this program finds in the maps that a network
     predicts."""
-    from neurodetect.detection import find_in_map, learn_thresholds, neuron_area, settle
+    from neurodetect.detection import find_in_map, neuron_area
+    from neurodetect.groups import learn_thresholds, settle
     from neurodetect.prepared import Prepared
     from neurodetect.regions import regions_to_labels
 

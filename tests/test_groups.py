@@ -1,0 +1,237 @@
+"""What is learned of each group of recordings, and that it is used for those alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from neurodetect import groups
+from neurodetect.detection import DetectionSettings, TrainingSettings, find_in_map, predict_map, train_network
+from neurodetect.files import UserError
+from neurodetect.groups import fine_tune, learn_thresholds, settle
+from neurodetect.network import SHARED, NeuronNet
+from neurodetect.prepared import Prepared, write_prepared
+from neurodetect.regions import regions_to_mask
+from neurodetect.weights import load_network, save_network
+
+UNSETTLED = DetectionSettings(4, "watershed", None, None, "normalize", "cpu", "float32")
+
+
+def blobs(levels, seed):
+    """A map of discs, one for each level, and the discs' pixels."""
+    rng, probability, regions = np.random.default_rng(seed), np.zeros((90, 90), np.float32), []
+    for cell, level in zip(rng.permutation(36), levels, strict=False):
+        center = 7 + 15 * np.array(divmod(int(cell), 6))
+        pixels = np.argwhere(np.hypot(*(np.indices(probability.shape) - center[:, None, None])) <= 5)
+        probability[tuple(pixels.T)] = level
+        regions.append(pixels)
+    return probability, regions
+
+
+def laboratory(name, marked, seed):
+    """A recording with twenty bright cells and ten faint ones of which the `marked` are labelled; its map."""
+    probability, regions = blobs([0.8] * 20 + [0.33] * 10, seed)
+    labelled = regions[:20] + (regions[20:] if marked else [])
+    mask = regions_to_mask(labelled, probability.shape)
+    return Prepared(name, probability, mask, labelled, None), probability
+
+
+def test_each_laboratory_gets_the_threshold_of_its_own_labels():
+    """Where faint cells are labelled a lower one finds them, where they are not it would find false ones."""
+    pairs = [laboratory(name, name[0] == "a", seed) for seed, name in enumerate(["a.1", "b.1", "a.2", "b.2"])]
+    maps, strides = {recording.name: probability for recording, probability in pairs}, set()
+
+    def predict(recording, settings):
+        strides.add(settings.stride)
+        return maps[recording.name]
+
+    recordings = [recording for recording, _ in pairs]
+    learned = learn_thresholds(predict, recordings, UNSETTLED)
+    assert learned.keys() == {"a"} and 0.2 <= learned["a"] < 0.33 and strides == {groups.LEARNED_STRIDE}
+    for name, found in ("neurofinder.a.9", 30), ("b.9", 20), ("c.9", 20):
+        recording, probability = laboratory(name, True, 9)
+        assert len(find_in_map(recording, probability, settle(UNSETTLED, name, learned), {})) == found
+    # One recording tells too little; a threshold that is given, and plain components, are not touched.
+    for few in (recordings[:1], [recordings[0], *recordings[1::2]], []):
+        assert learn_thresholds(predict, few, UNSETTLED) == {}
+    for fixed in replace(UNSETTLED, threshold=0.45), replace(UNSETTLED, regions="connected", threshold=0.5):
+        assert learn_thresholds(predict, recordings, fixed) == {} and settle(fixed, "a.9", learned) == fixed
+    # Names of which no two begin alike say nothing: then all are of one laboratory.
+    alone = [recording._replace(name=f"a{number}") for number, recording in enumerate(recordings[::2])]
+    maps.update((new.name, maps[old.name]) for new, old in zip(alone, recordings[::2], strict=True))
+    assert learn_thresholds(predict, alone, UNSETTLED) == {groups.ALL_ALIKE: learned["a"]}
+    assert settle(UNSETTLED, "anything", {groups.ALL_ALIKE: 0.3}).threshold == 0.3
+
+
+def test_a_large_group_is_looked_at_in_part(monkeypatch):
+    seen = []
+    monkeypatch.setattr(groups, "find_in_map", lambda *_, threshold: [])
+    recordings = [random_recording(f"a_{number:02}", 0) for number in range(20)]
+    assert learn_thresholds(lambda recording, _: seen.append(recording.name), recordings, UNSETTLED) == {}
+    assert seen == [f"a_{number:02}" for number in range(0, 20, 3)]
+
+
+# Layers of a group's own
+
+TRAINING = TrainingSettings(250, 100, "standard", "normalize", 0, "cpu", "float32")
+
+
+class Stand:
+    """Stands for a network: which recordings its small layers were trained on."""
+
+    def __init__(self, on=()):
+        self.on, self.own = on, {}
+
+    def small_weights(self):
+        return {"on": self.on}
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Four laboratories; what is trained, and what is tried by layers that were trained on what."""
+    recordings, maps = [], {}
+    for seed, name in enumerate(["a.1", "b.1", "c.1", "a.2", "b.2", "d.1", "d.2", "a.3", "b.3", "d.3"]):
+        probability, regions = blobs([0.8] * 30, seed)
+        marked = regions if name[0] == "d" else regions[:20]
+        mask = regions_to_mask(marked, probability.shape)
+        recordings.append(Prepared(name, probability, mask, marked, None))
+        # Its own layers find in a what is marked there, in b nothing, and in d what all others find.
+        maps[name] = {"a": probability * mask, "b": 0 * probability, "d": probability}.get(name[0])
+    trained, tried = [], []
+
+    def train(on, settings, *, start, small_layers, description):
+        assert small_layers and start.on == () and description is None
+        trained.append((settings, [recording.name for recording in on]))
+        return Stand(trained[-1][1]), []
+
+    def predict(network, recording, settings):
+        assert settings.stride == groups.LEARNED_STRIDE
+        if network.on:
+            tried.append((network.on, recording.name))
+        return maps[recording.name] if network.on else recording.image
+
+    monkeypatch.setattr(groups, "train_network", train)
+    monkeypatch.setattr(groups, "predict_map", predict)
+    return recordings, trained, tried
+
+
+@pytest.mark.parametrize("settings", [UNSETTLED, replace(UNSETTLED, threshold=0.6)], ids=["learned", "given"])
+def test_a_group_gets_layers_of_its_own_where_they_find_more_in_what_they_have_not_seen(tuned, settings):
+    recordings, trained, tried = tuned
+    network = Stand()
+    fine_tune(network, recordings, TRAINING, settings)
+    assert network.own == {"a": {"on": ["a.1", "a.2", "a.3"]}}
+    assert {given for given, _ in trained} == {replace(TRAINING, iterations=10)}
+    assert [on for _, on in trained][:3] == [["a.1", "a.3"], ["a.2"], ["a.1", "a.2", "a.3"]]
+    assert all(name not in on and {name[0]} == {other[0] for other in on} for on, name in tried)
+    assert sorted(name for _, name in tried) == sorted(r.name for r in recordings if r.name != "c.1")
+
+
+def test_layers_are_tried_only_where_there_is_something_to_learn(tuned):
+    recordings, trained, _ = tuned
+    network = Stand()
+    fine_tune(network, recordings, TRAINING, UNSETTLED, only={"c", "e"})
+    fine_tune(network, recordings, replace(TRAINING, recipe="2016"), UNSETTLED)
+    fine_tune(network, [r for r in recordings if r.name[0] == "a"], TRAINING, UNSETTLED)  # that it knows
+    fine_tune(network, [recordings[0], recordings[1], recordings[2]], TRAINING, UNSETTLED)  # no two are alike
+    # Without a neuron where the network looks there are no balanced batches.
+    empty = recordings[3]._replace(mask=0 * recordings[3].mask, regions=[])
+    hidden = recordings[7]._replace(valid=recordings[7].mask == 0)
+    fine_tune(network, [recordings[0], recordings[1], empty, hidden], TRAINING, UNSETTLED)
+    assert trained == [] and network.own == {}
+
+
+def test_a_large_group_is_tried_in_part(tuned):
+    recordings, _, tried = tuned
+    many = [recordings[0]._replace(name=f"a.{number:02}") for number in range(40)]
+    with pytest.raises(KeyError):  # their maps are not known: it is which are asked for that matters
+        fine_tune(Stand(), [*many, recordings[1]], TRAINING, UNSETTLED)
+    assert len(tried) == 1
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    return NeuronNet(torch.Generator().manual_seed(0)).eval()
+
+
+def random_recording(name, seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((50, 60), np.uint8)
+    mask[20:30, 15:35] = 1
+    image = (rng.random(mask.shape) + mask).astype(np.float32)
+    return Prepared(name, image, mask, [np.argwhere(mask)], None)
+
+
+def test_only_small_layers_learn(small):
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    small.own = {"a": small.small_weights()}
+    settings = replace(TRAINING, iterations=2, batch_size=4)
+    tuned, _ = train_network([random_recording("a.1", 0)], settings, start=small, small_layers=True)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    changed = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == before.keys() - {SHARED} == tuned.small_weights().keys() and tuned.own == {}
+
+
+def test_a_recording_is_found_by_the_layers_of_its_group(small):
+    generator = torch.Generator().manual_seed(1)
+    other = NeuronNet(generator)
+    other.load_state_dict({**other.state_dict(), SHARED: small.dense.weight.detach()})
+    small.own = {"b": other.small_weights()}
+    assert small.for_group("a") is small
+    own = small.for_group("b")
+    assert own.dense.weight.data_ptr() == small.dense.weight.data_ptr() and not own.training
+    settings = replace(UNSETTLED, stride=10)
+    maps = {}
+    for name in ("neurofinder.b.7", "a.7"):
+        recording = random_recording(name, 7)
+        maps[name] = predict_map(small, recording, settings)
+        expected = predict_map(other if "b" in name else small.for_group("a"), recording, settings)
+        np.testing.assert_array_equal(maps[name], expected)
+    assert not np.allclose(*maps.values())
+
+
+def test_own_layers_are_kept_with_the_weights(small, tmp_path):
+    path = tmp_path / "model.pt"
+    own = {name: value + 1 for name, value in small.small_weights().items()}
+    small.own = {"b": own}
+    save_network(path, small, {})
+    read, _ = load_network(path)
+    assert read.own.keys() == {"b"} and all(torch.equal(read.own["b"][name], own[name]) for name in own)
+    for wrong, words in (
+        ({"b": 3}, "plain float32"),
+        ({3: own}, "groups of recordings"),
+        (7, "groups of recordings"),
+        ({"b": {**own, "output.bias": torch.full((400,), torch.nan)}}, "not finite"),
+        ({"b": {**own, "output.bias": torch.zeros(3)}}, "another network"),
+        ({"b": {"output.bias": torch.zeros(400)}}, "another network"),
+        ({"b": {**own, "output.bias": torch.zeros(400, dtype=torch.float64)}}, "plain float32"),
+    ):
+        torch.save({**torch.load(path, weights_only=True), "own": wrong}, tmp_path / "other.pt")
+        with pytest.raises(UserError, match=rf"other\.pt: holds .*{words}"):
+            load_network(tmp_path / "other.pt")
+
+
+def test_a_model_finds_later_what_it_found_when_it_was_trained(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(groups, "FINE_TUNED_GAIN", -1.0)
+    monkeypatch.setattr(groups, "LEARNED_STRIDE", 20)
+    for seed, name in enumerate(("train/a.1", "train/a.2", "train/a.3", "train/b.1", "test/a.9", "test/b.9")):
+        recording = random_recording(name, seed)
+        labels = recording.regions if "train" in name else None
+        write_prepared(tmp_path / name[:-4], name[-3:], recording.image, labels, None)
+    options = ("--iterations", 3, "--batch-size", 4, "--stride", 20, "--device", "cpu", "--seed", 0)
+    result = command("conv2d_predict.py", "train", "test", *options)
+    assert result.returncode == 0 and "Fine-tuned for a\n" in result.stdout, result.stderr
+    first = (tmp_path / "submission.json").read_bytes()
+    again = command("conv2d_predict.py", "test", "--model", "model.pt", *options[4:])
+    assert again.returncode == 0 and "Fine-tuned for a\n" in again.stdout
+    assert (tmp_path / "submission.json").read_bytes() == first
+    # Held out, a recording is found by what was learned of its like, and nothing else is learned for it.
+    result = command("conv2d_crossvalidation.py", "train", *options[:-2], "--folds", 4)
+    assert result.returncode == 0, result.stderr
+    folds = json.loads((tmp_path / "crossvalidation.json").read_text())["folds"]
+    assert all(fold["fine_tuned_for"] == (["a"] if "a" in fold["held_out"][0] else []) for fold in folds)
