@@ -234,8 +234,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--start-from",
         metavar="FILE",
         help="begin the training with the weights that conv2d_predict.py saved earlier, not with random "
-        "ones, and at lower learning rates: in a few minutes, and from few marked neurons, a network that "
-        "knows other recordings learns yours. Recordings that they were trained on cannot be held out",
+        "ones, and train the small layers alone: in a minute or two, and from few marked neurons, a network "
+        "that knows other recordings learns yours. Recordings that they were trained on cannot be held out",
     )
 
 

@@ -166,7 +166,6 @@ def train_network(
     settings: TrainingSettings,
     *,
     start: NeuronNet | None = None,
-    small_layers: bool = False,
     held_out: Sequence[Prepared] = (),
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -180,9 +179,9 @@ def train_network(
         Labelled recordings to train on, and others to look at in between.
     settings : TrainingSettings
     start : NeuronNet, optional
-        Trained; its weights, which stay as they are, are begun with instead of random ones.
-    small_layers : bool
-        Train all weights but `network.SHARED`.
+        Trained; its weights, which stay as they are, are begun with instead of random ones, and all but
+        `network.SHARED` are trained: held by these, small layers learn what is new in fewer iterations, and
+        forget less.
     checkpoint, description
         See `training.train`.
     team : Team
@@ -206,7 +205,6 @@ def train_network(
                     recordings,
                     settings,
                     start=start,
-                    small_layers=small_layers,
                     held_out=held_out,
                     checkpoint=checkpoint,
                     description=description,
@@ -249,9 +247,9 @@ def train_network(
         with place:
             network = NeuronNet(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
-        network = deepcopy(start).to(device)
-        network.own = {}  # they stood on the weights that now change
-    if small_layers:
+        groups = {prefix(recording.name) for recording in recordings}
+        network = deepcopy(start.for_group(*groups) if len(groups) == 1 else start).to(device)
+        network.own = {}  # a group's earlier layers would hide what is learned now
         network.dense.weight.requires_grad_(False)
     history = train(
         network,
@@ -260,7 +258,6 @@ def train_network(
         settings.batch_size,
         precision=settings.precision,
         recipe=settings.recipe,
-        trained=start is not None and not small_layers,  # which forget little, held by the dense layer
         held_out=check,
         checkpoint=checkpoint,
         description=description,

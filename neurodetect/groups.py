@@ -83,7 +83,7 @@ def fine_tune(
 
     def tune(on: Sequence[Prepared], part: str) -> NeuronNet:
         label = description and f"{description} {part}"
-        return train_network(on, shorter, start=network, small_layers=True, description=label)[0]
+        return train_network(on, shorter, start=network, description=label)[0]
 
     def try_out(which: NeuronNet, on: Sequence[Prepared]) -> list[list[dict[str, float]]]:
         predict = partial(predict_map, which)

@@ -29,8 +29,7 @@ RISE = 0.1  #: share of the iterations, the first, over which the standard recip
 # Of a training that starts from random weights. Held out, recordings of four laboratories gained nothing from
 # 1,500 iterations to 3,000 of the standard recipe.
 ITERATIONS = {"standard": 2_500, "2016": 10_000}
-# A trained network needs to move less, and at the highest rates it would forget what it knows.
-TRAINED_ITERATIONS, TRAINED_SHARE = 300, 0.3  #: of a training that starts from it; the share of those rates
+TRAINED_ITERATIONS = 300  #: of a training that starts from trained weights
 
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
@@ -47,7 +46,6 @@ def train(
     *,
     precision: str = "float32",
     recipe: str = "2016",
-    trained: bool = False,
     held_out: PatchSampler | None = None,
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -68,8 +66,6 @@ def train(
     recipe : {"2016", "standard"}
         "2016" keeps one learning rate. "standard" has higher ones that rise and fall to zero, see
         `rate_share`, weights that decay, and a centred gradient of the dense layer, see `center_gradient`.
-    trained : bool
-        The network is trained already: the standard recipe's rates are TRAINED_SHARE of the others.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
     checkpoint : Checkpoint, optional
@@ -104,7 +100,6 @@ def train(
     running = torch.zeros((), device=device)  # running mean of the loss
     history: list[dict[str, float]] = []
     done = 0
-    highest = TRAINED_SHARE if trained else 1.0
 
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         done, history = state["iteration"], state["history"]
@@ -144,7 +139,7 @@ def train(
             bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         while done < iterations and not team.any(stop()):  # one that stops alone would leave others waiting
             if recipe == "standard":
-                set_learning_rates(optimizer, highest * rate_share(done, iterations))
+                set_learning_rates(optimizer, rate_share(done, iterations))
             loss = step(*sampler.sample(batch_size))
             done += 1
             # The first iterations count evenly, so that the running mean needs no warming up.
@@ -429,7 +424,7 @@ def train_step(
             loss = loss * (len(some) / len(windows))
             loss.backward()
             total += loss.detach()
-    team.add_up(total, *(parameter.grad for parameter in network.parameters()))
+    team.add_up(total, *(parameter.grad for parameter in network.parameters() if parameter.requires_grad))
     if centered:
         center_gradient(network)
     optimizer.step()

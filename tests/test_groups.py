@@ -103,8 +103,8 @@ def tuned(monkeypatch):
         maps[name] = {"a": probability * mask, "b": 0 * probability, "d": probability}.get(name[0])
     trained, tried = [], []
 
-    def train(on, settings, *, start, small_layers, description):
-        assert small_layers and start.on == () and description is None
+    def train(on, settings, *, start, description):
+        assert start.on == () and description is None
         trained.append((settings, [recording.name for recording in on]))
         return Stand(trained[-1][1]), []
 
@@ -171,10 +171,19 @@ def test_only_small_layers_learn(small):
     before = {name: value.clone() for name, value in small.state_dict().items()}
     small.own = {"a": small.small_weights()}
     settings = replace(TRAINING, iterations=2, batch_size=4)
-    tuned, _ = train_network([random_recording("a.1", 0)], settings, start=small, small_layers=True)
+    tuned, _ = train_network([random_recording("a.1", 0)], settings, start=small)
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
     changed = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == before.keys() - {SHARED} == tuned.small_weights().keys() and tuned.own == {}
+
+
+def test_a_training_on_one_group_starts_from_the_layers_that_it_has(small):
+    small.own = {"a": {name: value + 1 for name, value in small.small_weights().items()}}
+    settings = replace(TRAINING, iterations=1, batch_size=4)
+    for names, begins_at in (("a.1", "a.2"), 1), (("a.1", "b.1"), 0), (("b.1",), 0):
+        tuned, _ = train_network([random_recording(name, 0) for name in names], settings, start=small)
+        for name, value in tuned.small_weights().items():
+            torch.testing.assert_close(value, small.state_dict()[name] + begins_at, atol=2e-3, rtol=2e-3)
 
 
 def test_a_recording_is_found_by_the_layers_of_its_group(small):

@@ -253,7 +253,7 @@ def test_blocks_that_three_processes_share(tmp_path, stride, side):
     assert len({(tmp_path / f"map{rank}.npy").read_bytes() for rank in range(3)}) == 1
 
 
-def shared_training(iterations: int, recipe: str) -> None:
+def shared_training(iterations: int, recipe: str, started: bool) -> None:
     """In each process: a training whose batches are shared, against one of this process alone."""
     processes.start(torch.device("cpu"))
     network.HIDDEN_UNITS = HIDDEN_UNITS
@@ -262,6 +262,7 @@ def shared_training(iterations: int, recipe: str) -> None:
     results = []
     for team in (processes.split(1), processes.ALONE):
         net = NeuronNet(torch.Generator().manual_seed(1))
+        net.dense.weight.requires_grad_(not started)
         sampler = PatchSampler([image], [image > 1], seed=2)
         history = training.train(net, sampler, iterations, 7, recipe=recipe, held_out=sampler, team=team)
         results.append((net, sampler.state(), history))
@@ -276,9 +277,9 @@ def shared_training(iterations: int, recipe: str) -> None:
     processes.finish()
 
 
-@pytest.mark.parametrize("recipe", ["2016", "standard"])
-def test_a_training_that_two_processes_share_is_that_of_one(tmp_path, recipe):
-    assert together(2, tmp_path, shared_training, 4, recipe) == [0, 0], said(tmp_path)
+@pytest.mark.parametrize(("recipe", "started"), [("2016", False), ("standard", False), ("standard", True)])
+def test_a_training_that_two_processes_share_is_that_of_one(tmp_path, recipe, started):
+    assert together(2, tmp_path, shared_training, 4, recipe, started) == [0, 0], said(tmp_path)
     first, second = (np.load(tmp_path / f"weights{rank}.npy") for rank in range(2))
     assert np.array_equal(first, second)
 
