@@ -54,8 +54,9 @@ def fine_tune(
 
     What one laboratory marks another does not, in images that look alike; a network that serves both finds
     too much in one of them. Trained a little longer on one group alone, all but the dense layer, it may find
-    more there, or, where a group's recordings differ among themselves, much less. So each half of a group
-    is found by layers that were trained on the other, and the group gets its own if they do better.
+    more there, or, where a group's recordings differ among themselves, much less. So one half of a group is
+    found by layers that were trained on the other and, if they do better, the other by layers of the one.
+    Where they do better in both together the group gets its own.
 
     Parameters
     ----------
@@ -99,8 +100,10 @@ def fine_tune(
                     some = a_few(other, LEARNED_FROM // 2)
                     before += try_out(network, some)
                     after += try_out(tune(half, f"{group}, half {number} of 2"), some)
-                usual = best_scores(mean_curve(before))
-                if better_threshold(mean_curve(after), usual, FINE_TUNED_GAIN):
+                    usual = best_scores(mean_curve(before))
+                    if not better_threshold(mean_curve(after), usual, FINE_TUNED_GAIN):
+                        break
+                else:
                     network.own[group] = tune(of, f"{group}, all").small_weights()
     network.own = team.word(network.own)
 
