@@ -5,6 +5,9 @@ Both folders hold what preprocessing.py wrote. With --model the weights of an ea
 instead of training, and TEST_FOLDER is given alone. In the place of TEST_FOLDER recordings may be given
 that were not prepared. Where a recording is labelled, its scores are printed too.
 
+Recordings whose names begin alike, as mouse3_monday and mouse3_friday do, are taken for one animal's or
+laboratory's: what is marked there, and how faint a cell, is learned for new ones whose names begin so too.
+
 Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
 than processes the windows are. A training is shared from 200 windows of --batch-size a process on: of
 fewer, the exchange of 324 MB in every step takes as long as what is saved, or longer, and the first process
