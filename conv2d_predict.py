@@ -26,14 +26,7 @@ def main() -> None:
     from pathlib import Path
 
     from neurodetect import processes
-    from neurodetect.detection import (
-        assess,
-        detect,
-        neuron_area,
-        predict_map,
-        trace,
-        train_network,
-    )
+    from neurodetect.detection import assess, detect, neuron_area, predict_map, trace, train_network
     from neurodetect.files import digest, listed, require_writable, write_json, write_together
     from neurodetect.formats.exports import WITH_TRACES, export
     from neurodetect.groups import fine_tune, learn_thresholds, settle

@@ -22,17 +22,9 @@ from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
 from neurodetect.recording import Recording
-from neurodetect.regions import (
-    find_regions,
-    mean_probability,
-    regions_to_mask,
-    regions_to_separate_mask,
-)
+from neurodetect.regions import find_regions, mean_probability, regions_to_mask, regions_to_separate_mask
 from neurodetect.resume import Checkpoint
-from neurodetect.scoring import (
-    evaluate,
-    match_centers,
-)
+from neurodetect.scoring import evaluate, match_centers
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
@@ -86,7 +78,7 @@ class DetectionSettings:
     regions : {"watershed", "connected"}
         See `regions.find_regions`.
     threshold : float, optional
-        Pixels of higher probability are neuron; None is the one that was learned, see `learn_thresholds`.
+        Pixels of higher probability are neuron; None is the one that was learned, see `groups.settle`.
     smallest_area : float, optional
         Regions of fewer pixels are dropped; None leaves it to the typical area, see `regions.find_regions`.
     background : {"keep", "subtract", "normalize"}
@@ -263,7 +255,7 @@ def train_network(
         description=description,
         team=team,
     )
-    return network, history
+    return network.requires_grad_(), history
 
 
 def visible_labels(recording: Prepared) -> np.ndarray:
@@ -299,7 +291,7 @@ def detect(
         Trained, on its device; needed unless `once` has the recording's map.
     recording : Prepared
     settings : DetectionSettings
-        With a threshold, see `settle`.
+        With a threshold, see `groups.settle`.
     typical : dict
         Area of the neurons that the network was trained on, see `neuron_area`.
     once : callable, optional
@@ -370,7 +362,7 @@ def find_in_map(
 ) -> list[np.ndarray]:
     """The neurons of a recording's probability map, at the settings' threshold unless another is given."""
     threshold = settings.threshold if threshold is None else threshold
-    assert threshold is not None, "settings without a threshold; see settle"
+    assert threshold is not None, "settings without a threshold; see groups.settle"
     return find_regions(
         probability,
         settings.regions,
