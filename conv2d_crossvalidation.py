@@ -94,9 +94,8 @@ def main() -> None:
             label = f"fold {number} of {len(folds)}"
             held_out = [recordings[index] for index in folds[number - 1]]
             others = [r for index, r in enumerate(recordings) if index not in folds[number - 1]]
-            network = None
-            history, thresholds, tuned = team.word(unfinished.noted(label)) or (None, None, None)
-            if history is None:  # otherwise the maps of this fold are there already
+            network, learned = None, team.word(unfinished.noted(label))
+            if learned is None:  # otherwise the maps of this fold are there already
                 network, history = train_network(
                     others,
                     training,
@@ -112,7 +111,6 @@ def main() -> None:
                     description=f"{label}, fine-tuning",
                     team=team,
                 )
-                tuned = list(network.own)
                 thresholds = learn_thresholds(
                     partial(predict_map, network),
                     others,
@@ -120,13 +118,15 @@ def main() -> None:
                     description=f"{label}, thresholds",
                     team=team,
                 )
+                tuned = list(network.own)
+                learned = {"history": history, "thresholds": thresholds, "fine_tuned_for": tuned}
             typical = neuron_area(others)
             results = {}
             for recording in held_out:
                 description = f"{label}, {recording.name}"
-                own = settle(finding, recording.name, thresholds)
+                own = settle(finding, recording.name, learned["thresholds"])
                 note = f"held out in fold {number}, threshold {own.threshold:g}"
-                if prefix(recording.name) in tuned:
+                if prefix(recording.name) in learned["fine_tuned_for"]:
                     note += f", fine-tuned for {prefix(recording.name)}"
                 found = detect(
                     *(network, recording, own, typical),
@@ -145,8 +145,7 @@ def main() -> None:
                 part = section(recording, found, row, pairs, note)
                 results[recording.name] = row, curve, own.threshold, picture, part
             if network is not None and team.leads:
-                unfinished.note(label, (history, thresholds, tuned))
-            learned = {"history": history, "thresholds": thresholds, "fine_tuned_for": tuned}
+                unfinished.note(label, learned)
             return learned, results
 
         for _, (learned, results) in processes.share(range(1, len(folds) + 1), examine, team):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from neurodetect.files import UserError, positive_number
-from neurodetect.network import NeuronNet
+from neurodetect.network import NeuronNet, empty_network
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, prefix, require_same_image
 from neurodetect.processes import ALONE, Team
@@ -202,7 +202,7 @@ def train_network(
                     description=description,
                 )
                 if team.leads
-                else (empty_network(torch.device(settings.device)).eval(), [])
+                else (empty_network().to_empty(device=torch.device(settings.device)).eval(), [])
             )
         team.copy_from_leader(*network.parameters())
         return network, team.word(history)
@@ -261,13 +261,6 @@ def train_network(
 def visible_labels(recording: Prepared) -> np.ndarray:
     """The mask's values at the pixels that windows may be centred on: all that are not missing."""
     return recording.mask if recording.valid is None else recording.mask[recording.valid]
-
-
-def empty_network(device: torch.device) -> NeuronNet:
-    """A network whose weights are still to be filled in."""
-    with torch.device("meta"):
-        network = NeuronNet()
-    return network.to_empty(device=device)
 
 
 # Finding

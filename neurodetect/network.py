@@ -108,12 +108,17 @@ class NeuronNet(nn.Module):
         """
         if group not in self.own:
             return self
-        with torch.device("meta"):
-            network = NeuronNet()
+        network = empty_network()
         shared = self.state_dict()[SHARED]
         own = {name: weight.to(shared.device) for name, weight in self.own[group].items()}
         network.load_state_dict({**own, SHARED: shared}, assign=True)
         return network.train(self.training)
+
+
+def empty_network() -> NeuronNet:
+    """A network of weights still to be filled in: until then without memory, and without random numbers."""
+    with torch.device("meta"):
+        return NeuronNet()
 
 
 def with_empty_maps(weight: Tensor, bias: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

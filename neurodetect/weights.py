@@ -12,7 +12,7 @@ import torch
 
 from neurodetect.device import is_out_of_memory
 from neurodetect.files import UserError, reason, write_whole
-from neurodetect.network import NeuronNet
+from neurodetect.network import NeuronNet, empty_network
 from neurodetect.regions import whole_name
 
 WEIGHTS_FORMAT = "neurodetect weights 1"
@@ -55,15 +55,15 @@ def load_network(path: str | Path) -> tuple[NeuronNet, dict[str, Any]]:
             raise UserError(f"{path}: holds weights that are no plain float32 tensors; {advice}")
     if not are_settings(settings):
         raise UserError(f"{path}: holds settings that no training has; {advice}")
-    with torch.device("meta"):  # neither memory nor random numbers for weights about to be replaced
-        network = NeuronNet()
+    network = empty_network()
     try:
         network.load_state_dict(weights, assign=True)
         network.own = own
-        networks = [network, *map(network.for_group, own)]
+        for group in own:
+            network.for_group(group)
     except RuntimeError as error:
         raise UserError(f"{path}: holds the weights of another network; {advice}") from error
-    if not all(torch.isfinite(value).all() for each in networks for value in each.parameters()):
+    if not all(torch.isfinite(value).all() for some in (weights, *own.values()) for value in some.values()):
         raise UserError(f"{path}: holds weights that are not finite numbers; train again")
     return network.eval(), settings
 

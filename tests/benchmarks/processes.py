@@ -30,8 +30,9 @@ import numpy as np
 import torch
 
 from neurodetect import processes, training
-from neurodetect.detection import Found, assess, empty_network
+from neurodetect.detection import Found, assess
 from neurodetect.files import write_together
+from neurodetect.network import empty_network
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared
 from neurodetect.regions import find_regions, mean_probability, regions_to_mask, write_submission
@@ -140,7 +141,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def random_network():
     """A network of plain random weights: orthogonal ones take more time than what is measured."""
-    network = empty_network(torch.device("cpu"))
+    network = empty_network().to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, 0, 0.01, generator=generator)
