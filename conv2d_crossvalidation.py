@@ -43,8 +43,8 @@ def main() -> None:
         train_network,
     )
     from neurodetect.files import digest, require_writable, write_json, write_together
-    from neurodetect.groups import fine_tune, learn_thresholds, settle
-    from neurodetect.prepared import digests, prefix, read_groups, read_labelled
+    from neurodetect.groups import fine_tune, kin, learn_thresholds, settle
+    from neurodetect.prepared import digests, group_of, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import (
         better_threshold,
@@ -72,8 +72,8 @@ def main() -> None:
     recordings = read_labelled(args.train_folder)
     names = [recording.name for recording in recordings]
     groups = read_groups(args.groups, names) if args.groups else None
-    group_of = [groups[name] for name in names] if groups else None
-    folds = split_folds(len(recordings), args.folds, args.seed, group_of)
+    grouped = [groups[name] for name in names] if groups else None
+    folds = split_folds(len(recordings), args.folds, args.seed, grouped)
     settings = console.log_settings(
         training, finding, folds=len(folds), **({"groups": groups} if groups else {})
     )
@@ -106,8 +106,7 @@ def main() -> None:
                     team=team,
                 )
                 fine_tune(
-                    *(network, others, training, finding),
-                    only={prefix(recording.name) for recording in held_out},
+                    *(network, others, kin([recording.name for recording in held_out], others), training),
                     description=f"{label}, fine-tuning",
                     team=team,
                 )
@@ -126,8 +125,8 @@ def main() -> None:
                 description = f"{label}, {recording.name}"
                 own = settle(finding, recording.name, learned["thresholds"])
                 note = f"held out in fold {number}, threshold {own.threshold:g}"
-                if prefix(recording.name) in learned["fine_tuned_for"]:
-                    note += f", fine-tuned for {prefix(recording.name)}"
+                if group := group_of(recording.name, learned["fine_tuned_for"]):
+                    note += f", fine-tuned for {group}"
                 found = detect(
                     *(network, recording, own, typical),
                     once=unfinished.once,
@@ -162,7 +161,7 @@ def main() -> None:
         curve = mean_curve(curves)
         summary = summarize(list(rows.values()))
         better = better_threshold(curve, summary["mean"])
-        console.say("\n" + table(list(rows.values()), names, group_of), level=0)
+        console.say("\n" + table(list(rows.values()), names, grouped), level=0)
         figures = {
             "training": draw_training(histories),
             "scores": draw_scores(list(rows.values()), list(rows)),
@@ -177,7 +176,7 @@ def main() -> None:
             **({STARTED_FROM: before} if before else {}),
             "recordings": [{"name": name, **row} for name, row in rows.items()],
             **summary,
-            **({"group_means": group_means(list(rows.values()), group_of)} if group_of else {}),
+            **({"group_means": group_means(list(rows.values()), grouped)} if grouped else {}),
             "thresholds": curve,
             "folds": histories,
         }

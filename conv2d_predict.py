@@ -29,7 +29,7 @@ def main() -> None:
     from neurodetect.detection import assess, detect, neuron_area, predict_map, trace, train_network
     from neurodetect.files import digest, listed, require_writable, write_json, write_together
     from neurodetect.formats.exports import WITH_TRACES, export
-    from neurodetect.groups import fine_tune, learn_thresholds, settle
+    from neurodetect.groups import alike, fine_tune, kin, learn_thresholds, settle
     from neurodetect.preparation import read_or_prepare
     from neurodetect.prepared import digests, read_labelled
     from neurodetect.regions import write_submission
@@ -84,7 +84,8 @@ def main() -> None:
                 description="training",
                 team=everyone,
             )
-            fine_tune(network, labelled, training, finding, description="fine-tuning", team=everyone)
+            groups = {**alike(labelled), **kin(names, labelled)}
+            fine_tune(network, labelled, groups, training, description="fine-tuning", team=everyone)
             trained_on = {
                 **settings,
                 "recordings": [recording.name for recording in labelled],

@@ -17,7 +17,7 @@ import torch
 from neurodetect.files import UserError, positive_number
 from neurodetect.network import NeuronNet, empty_network
 from neurodetect.patches import PatchSampler
-from neurodetect.prepared import Prepared, prefix, require_same_image
+from neurodetect.prepared import Prepared, group_of, require_same_image
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
@@ -239,8 +239,8 @@ def train_network(
         with place:
             network = NeuronNet(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
-        groups = {prefix(recording.name) for recording in recordings}
-        network = deepcopy(start.for_group(*groups) if len(groups) == 1 else start).to(device)
+        groups = {group_of(recording.name, start.own) for recording in recordings}
+        network = deepcopy(start.for_group(groups.pop() if len(groups) == 1 else None)).to(device)
         network.own = {}  # a group's earlier layers would hide what is learned now
         network.dense.weight.requires_grad_(False)
     history = train(
@@ -315,7 +315,7 @@ def predict_map(
 ) -> np.ndarray:
     """The probability map (H, W) of a recording, by the layers of its group. See `detect`."""
     return probability_map(
-        network.for_group(prefix(recording.name)),
+        network.for_group(group_of(recording.name, network.own)),
         network_input(recording.image, settings.background, recording.valid),
         settings.stride,
         precision=settings.precision,

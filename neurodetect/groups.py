@@ -7,7 +7,7 @@ their microscopes and cells, and in what they mark, which no window of an image 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,16 +18,15 @@ from neurodetect.detection import (
     TrainingSettings,
     find_in_map,
     neuron_area,
-    predict_map,
     train_network,
     visible_labels,
 )
 from neurodetect.network import NeuronNet
-from neurodetect.prepared import Prepared, prefix
+from neurodetect.prepared import Prepared, beginnings, group_of, prefix
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.regions import CELL_THRESHOLD
-from neurodetect.scoring import CURVE_THRESHOLDS, best_scores, better_threshold, mean_curve, threshold_curve
+from neurodetect.scoring import CURVE_THRESHOLDS, better_threshold, mean_curve, threshold_curve
 
 # What is best for a group is told by a few of its recordings, and by coarse maps, as well as by all of them.
 LEARNED_STRIDE = 8  #: pixels between two windows of the maps from which is learned
@@ -36,27 +35,27 @@ LEARNED_FROM = 8  #: recordings of a group, at most
 LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
 ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
-FINE_TUNED_SHARE = 0.04  #: of the iterations of a training, for each of the two or three of a group
-FINE_TUNED_GAIN = 0.02  #: of the mean of combined and F1; less is not worth layers of their own
+FINE_TUNED_SHARE = 0.04  #: of the iterations of a training, for each group
+# The middle between a network and what it becomes when it is trained on may do better than either: the loss
+# has no hill between them, and each is right where the other errs (Wortsman et al. 2022, arXiv:2109.01903).
+OWN_SHARE = 0.5  #: of the way from the common small layers to those trained on a group alone
 
 
 def fine_tune(
     network: NeuronNet,
     recordings: Sequence[Prepared],
+    groups: Mapping[str, Sequence[Prepared]],
     training: TrainingSettings,
-    finding: DetectionSettings,
     *,
-    only: Collection[str] | None = None,
     description: str | None = None,
     team: Team = ALONE,
 ) -> None:
-    """Give groups of recordings small layers of their own, where those are seen to find more neurons.
+    """Give groups of recordings small layers of their own.
 
     What one laboratory marks another does not, in images that look alike; a network that serves both finds
-    too much in one of them. Trained a little longer on one group alone, all but the dense layer, it may find
-    more there, or, where a group's recordings differ among themselves, much less. So one half of a group is
-    found by layers that were trained on the other and, if they do better, the other by layers of the one.
-    Where they do better in both together the group gets its own.
+    too much in one of them. Trained a little longer on one group alone, all but the dense layer, it finds
+    more there, or less, where a group's recordings differ among themselves. Halfway between what it was and
+    what it becomes it gains most of the one and loses next to nothing of the other.
 
     Parameters
     ----------
@@ -64,48 +63,36 @@ def fine_tune(
         As trained on the recordings; the layers go into its `own`.
     recordings : sequence of Prepared
         Those it was trained on.
+    groups : mapping of str to sequence of Prepared
+        See `alike` and `kin`. One of all recordings gets none: it is what the training was for.
     training : TrainingSettings
         Of that training. The recipe of 2016 has no such layers.
-    finding : DetectionSettings
-    only : collection of str, optional
-        The groups that matter; all by default.
     description : str, optional
         Label of the progress bars; without it none is drawn.
     team : Team
         Processes that all get the layers, of which the leader computes them.
     """
-    labels = [visible_labels(recording) for recording in recordings]
-    trainable = [r for r, seen in zip(recordings, labels, strict=True) if seen.any() and not seen.all()]
-    groups = alike(trainable)
-    if training.recipe != "standard" or any(len(of) == len(trainable) for of in groups.values()):
-        return  # a group of all recordings is what the training was for
-    typical = neuron_area(recordings)
+    if training.recipe != "standard":
+        return
     shorter = replace(training, iterations=math.ceil(FINE_TUNED_SHARE * training.iterations))
-
-    def tune(on: Sequence[Prepared], part: str) -> NeuronNet:
-        label = description and f"{description} {part}"
-        return train_network(on, shorter, start=network, description=label)[0]
-
-    def try_out(which: NeuronNet, on: Sequence[Prepared]) -> list[list[dict[str, float]]]:
-        predict = partial(predict_map, which)
-        return [learning_curve(predict, recording, finding, typical) for recording in on]
-
+    common, own = network.small_weights(), {}
     if team.leads:
+        count = sum(map(trainable, recordings))
         with team.all_threads():
             for group, of in groups.items():
-                if only is not None and group not in only:
+                of = list(filter(trainable, of))
+                if not of or len(of) == count:
                     continue
-                halves, before, after = (of[::2], of[1::2]), [], []
-                for number, (half, other) in enumerate(zip(halves, halves[::-1], strict=True), 1):
-                    some = a_few(other, LEARNED_FROM // 2)
-                    before += try_out(network, some)
-                    after += try_out(tune(half, f"{group}, half {number} of 2"), some)
-                    usual = best_scores(mean_curve(before))
-                    if not better_threshold(mean_curve(after), usual, FINE_TUNED_GAIN):
-                        break
-                else:
-                    network.own[group] = tune(of, f"{group}, all").small_weights()
-    network.own = team.word(network.own)
+                label = description and f"{description} {group}"
+                tuned = train_network(of, shorter, start=network, description=label)[0].small_weights()
+                own[group] = {name: common[name].lerp(tuned[name], OWN_SHARE) for name in common}
+    network.own = team.word(own)
+
+
+def trainable(recording: Prepared) -> bool:
+    """Whether windows can be drawn from a recording, half of them on neurons."""
+    labels = visible_labels(recording)
+    return bool(labels.any() and not labels.all())
 
 
 def learn_thresholds(
@@ -144,8 +131,8 @@ def learn_thresholds(
         return {}
     thresholds = {}
     if team.leads:
-        some = {group: a_few(of, LEARNED_FROM) for group, of in alike(recordings).items()}
-        typical = neuron_area(recordings)
+        some = {g: of[:: math.ceil(len(of) / LEARNED_FROM)] for g, of in alike(recordings).items()}
+        typical, coarse = neuron_area(recordings), replace(settings, stride=LEARNED_STRIDE)
         bar = progress_bar(
             description=description or "",
             total=sum(map(len, some.values())),
@@ -156,7 +143,9 @@ def learn_thresholds(
             for group, of in some.items():
                 curves = []
                 for recording in of:
-                    curves.append(learning_curve(predict, recording, settings, typical))
+                    find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
+                    truth, scale = recording.regions or [], recording.pixels_per_micron
+                    curves.append(threshold_curve(find, truth, scale, LEARNED_THRESHOLDS))
                     bar.update()
                 *_, usual = curve = mean_curve(curves)
                 if better := better_threshold(curve, usual):
@@ -165,9 +154,9 @@ def learn_thresholds(
 
 
 def alike(recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
-    """The groups of recordings that something can be learned of: one recording tells too little.
+    """The groups of two recordings or more whose names begin alike, up to the first separator.
 
-    Recordings whose names begin alike are a group; where no two do, all are the group ALL_ALIKE.
+    Where no two do, all are the group ALL_ALIKE.
     """
     groups: dict[str, list[Prepared]] = {}
     for recording in recordings:
@@ -177,22 +166,16 @@ def alike(recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
     return {group: of for group, of in groups.items() if len(of) > 1}
 
 
-def a_few(recordings: Sequence[Prepared], most: int) -> Sequence[Prepared]:
-    """At most so many of the recordings, evenly drawn."""
-    return recordings[:: math.ceil(len(recordings) / most)]
+def kin(names: Iterable[str], recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
+    """For recordings of these names the most alike ones: the group of the longest beginning that any shares.
 
-
-def learning_curve(
-    predict: Callable[[Prepared, DetectionSettings], np.ndarray],
-    recording: Prepared,
-    settings: DetectionSettings,
-    typical: dict[str, float | None],
-) -> list[dict[str, float]]:
-    """The scores of a recording at the settings' threshold, or at those that can be learned."""
-    coarse = replace(settings, stride=LEARNED_STRIDE)
-    find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
-    thresholds = LEARNED_THRESHOLDS if settings.threshold is None else (settings.threshold,)
-    return threshold_curve(find, recording.regions, recording.pixels_per_micron, thresholds)
+    Of 04.00.test it is 04.00, where there is one, and otherwise all of 04. See `prepared.beginnings`.
+    """
+    groups: dict[str, list[Prepared]] = {}
+    for recording in recordings:
+        for beginning in beginnings(recording.name):
+            groups.setdefault(beginning, []).append(recording)
+    return {group: groups[group] for name in names if (group := group_of(name, groups)) is not None}
 
 
 def settle(settings: DetectionSettings, name: str, thresholds: dict[str, float]) -> DetectionSettings:

@@ -101,8 +101,8 @@ class NeuronNet(nn.Module):
         del weights[SHARED]
         return {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
 
-    def for_group(self, group: str) -> NeuronNet:
-        """The network with the weights that a group has of its own; itself, where it has none.
+    def for_group(self, group: str | None) -> NeuronNet:
+        """The network with the weights that a group has of its own; itself, where it has none, or for None.
 
         Of SHARED there is one tensor for both.
         """

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -397,7 +397,31 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
 
 def prefix(name: str) -> str:
     """The group of a recording by its name's beginning, see `read_groups`."""
-    return re.split(r"[._\- ]", dataset_name(name))[0]
+    return beginnings(name)[0]
+
+
+def beginnings(name: str) -> list[str]:
+    """What a recording's name begins with, up to each dot, underscore, hyphen or space, and the whole name.
+
+    Examples
+    --------
+    >>> beginnings("neurofinder.04.00.test")
+    ['04', '04.00', '04.00.test']
+    """
+    name = dataset_name(name)
+    ends = [*(separator.start() for separator in re.finditer(r"[._\- ]", name)), len(name)]
+    return [name[:end] for end in ends if end] or [name]
+
+
+def group_of(name: str, groups: Collection[str]) -> str | None:
+    """The group that a recording is of: the longest beginning of its name among the groups; None without one.
+
+    Examples
+    --------
+    >>> [group_of(name, {"04", "04.00"}) for name in ("04.00.test", "04.01.test", "05.00.test")]
+    ['04.00', '04', None]
+    """
+    return next((beginning for beginning in reversed(beginnings(name)) if beginning in groups), None)
 
 
 def digests(folder: str | Path, recordings: Iterable[Prepared]) -> dict[str, str]:

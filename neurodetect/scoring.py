@@ -346,18 +346,12 @@ def better_threshold(
     0.3
     >>> better_threshold(curve, {"combined": 0.6, "f1_iou50": 0.49})
     """
-    best = best_scores(curve)
+
+    def worth(scores: dict[str, float]) -> float:
+        return (scores["combined"] + scores["f1_iou50"]) / 2
+
+    best = max(curve, key=worth)
     return best if worth(best) >= worth(mean) + gain else None
-
-
-def best_scores(curve: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The scores of a curve, see `mean_curve`, whose mean of combined and F1 is highest."""
-    return max(curve, key=worth)
-
-
-def worth(scores: dict[str, float]) -> float:
-    """The mean of combined and F1, by which scores are compared."""
-    return (scores["combined"] + scores["f1_iou50"]) / 2
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

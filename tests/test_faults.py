@@ -19,7 +19,7 @@ import sklearn.model_selection  # noqa: F401  loaded here, the commands need not
 import torch
 from conftest import ROOT
 
-from neurodetect import console, groups, network, training
+from neurodetect import console, network, training
 from neurodetect.prepared import write_prepared
 from neurodetect.projection import clip_bright, mean_projection
 from neurodetect.synthetic import simulate_frames, simulate_regions
@@ -46,7 +46,6 @@ def child(folder: Path, script: str, arguments: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     network.HIDDEN_UNITS = 6  # a checkpoint of the whole network has a gigabyte
     training.HELD_OUT_WINDOWS = 10
-    groups.FINE_TUNED_GAIN = -1.0
     sys.argv = [str(ROOT / script), *arguments]
     main = runpy.run_path(sys.argv[0])["main"]
     code = 1

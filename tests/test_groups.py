@@ -12,7 +12,7 @@ import torch
 from neurodetect import groups
 from neurodetect.detection import DetectionSettings, TrainingSettings, find_in_map, predict_map, train_network
 from neurodetect.files import UserError
-from neurodetect.groups import fine_tune, learn_thresholds, settle
+from neurodetect.groups import alike, fine_tune, kin, learn_thresholds, settle
 from neurodetect.network import SHARED, NeuronNet
 from neurodetect.prepared import Prepared, write_prepared
 from neurodetect.regions import regions_to_mask
@@ -81,84 +81,67 @@ TRAINING = TrainingSettings(250, 100, "standard", "normalize", 0, "cpu", "float3
 
 
 class Stand:
-    """Stands for a network: which recordings its small layers were trained on."""
+    """Stands for a network with one small weight."""
 
-    def __init__(self, on=()):
-        self.on, self.own = on, {}
+    def __init__(self, weight):
+        self.weight, self.own = weight, {}
 
     def small_weights(self):
-        return {"on": self.on}
+        return {"bias": torch.tensor([self.weight])}
 
 
 @pytest.fixture
-def tuned(monkeypatch):
-    """Five laboratories; what is trained, and what is tried by layers that were trained on what."""
-    recordings, maps = [], {}
-    for seed, name in enumerate("a.1 b.1 c.1 a.2 b.2 d.1 d.2 a.3 b.3 d.3 e.1 e.2".split()):
-        probability, regions = blobs([0.8] * 30, seed)
-        marked = regions if name[0] == "d" else regions[:20]
-        mask = regions_to_mask(marked, probability.shape)
-        recordings.append(Prepared(name, probability, mask, marked, None))
-        # Its own layers find in a what is marked there, in b nothing, in d what all others find; in e.2 the
-        # former, in e.1 nothing.
-        right, nothing = probability * mask, 0 * probability
-        kind = name if name[0] == "e" else name[0]
-        maps[name] = {"a": right, "b": nothing, "d": probability, "e.1": nothing, "e.2": right}.get(kind)
-    trained, tried = [], []
+def trained(monkeypatch):
+    """What small layers were trained on, in order; each training makes a weight of 10 of it."""
+    trainings = []
 
     def train(on, settings, *, start, description):
-        assert start.on == () and description is None
-        trained.append((settings, [recording.name for recording in on]))
-        return Stand(trained[-1][1]), []
-
-    def predict(network, recording, settings):
-        assert settings.stride == groups.LEARNED_STRIDE
-        if network.on:
-            tried.append((network.on, recording.name))
-        return maps[recording.name] if network.on else recording.image
+        assert start.own == {} and description is None and start.weight == 2.0
+        assert settings == replace(TRAINING, iterations=10)
+        trainings.append([recording.name for recording in on])
+        return Stand(10.0), []
 
     monkeypatch.setattr(groups, "train_network", train)
-    monkeypatch.setattr(groups, "predict_map", predict)
-    return recordings, trained, tried
+    return trainings
 
 
-@pytest.mark.parametrize("settings", [UNSETTLED, replace(UNSETTLED, threshold=0.6)], ids=["learned", "given"])
-def test_a_group_gets_layers_of_its_own_where_they_find_more_in_what_they_have_not_seen(tuned, settings):
-    recordings, trained, tried = tuned
-    network = Stand()
-    fine_tune(network, recordings, TRAINING, settings)
-    assert network.own == {"a": {"on": ["a.1", "a.2", "a.3"]}}
-    assert {given for given, _ in trained} == {replace(TRAINING, iterations=10)}
-    # Where the first half gains nothing the other need not be tried, and in e the second takes it back.
-    halves = {"a": [["a.1", "a.3"], ["a.2"], ["a.1", "a.2", "a.3"]], "e": [["e.1"], ["e.2"]]}
-    halves = {**halves, "b": [["b.1", "b.3"]], "d": [["d.1", "d.3"]]}
-    for group, expected in halves.items():
-        assert [on for _, on in trained if on[0][0] == group] == expected
-    assert len(trained) == sum(map(len, halves.values()))
-    assert all(name not in on and {name[0]} == {other[0] for other in on} for on, name in tried)
-    assert {name for _, name in tried} == {"a.1", "a.2", "a.3", "b.2", "d.2", "e.1", "e.2"}
+def test_a_group_gets_layers_halfway_to_those_trained_on_it_alone(trained):
+    recordings = [random_recording(name, 0) for name in ("a.1", "b.1", "a.2", "c.1", "b.2")]
+    network = Stand(2.0)
+    fine_tune(network, recordings, alike(recordings), TRAINING)
+    assert trained == [["a.1", "a.2"], ["b.1", "b.2"]] and network.own.keys() == {"a", "b"}
+    assert all(own["bias"].item() == 6.0 for own in network.own.values())
 
 
-def test_layers_are_tried_only_where_there_is_something_to_learn(tuned):
-    recordings, trained, _ = tuned
-    network = Stand()
-    fine_tune(network, recordings, TRAINING, UNSETTLED, only={"c", "z"})
-    fine_tune(network, recordings, replace(TRAINING, recipe="2016"), UNSETTLED)
-    fine_tune(network, [r for r in recordings if r.name[0] == "a"], TRAINING, UNSETTLED)  # that it knows
-    fine_tune(network, [recordings[0], recordings[1], recordings[2]], TRAINING, UNSETTLED)  # no two are alike
+def test_layers_are_trained_only_where_there_is_something_to_learn(trained):
+    a, b, c = (random_recording(name, 0) for name in ("a.1", "b.1", "a.2"))
     # Without a neuron where the network looks there are no balanced batches.
-    empty = recordings[3]._replace(mask=0 * recordings[3].mask, regions=[])
-    hidden = recordings[7]._replace(valid=recordings[7].mask == 0)
-    fine_tune(network, [recordings[0], recordings[1], empty, hidden], TRAINING, UNSETTLED)
+    empty = b._replace(name="d.1", mask=0 * b.mask, regions=[])
+    hidden = b._replace(name="d.2", valid=b.mask == 0)
+    network = Stand(2.0)
+    fine_tune(network, [a, b, c], {"a": [a, c]}, replace(TRAINING, recipe="2016"))
+    fine_tune(network, [a, c, empty], {"a": [a, c], "d": [empty]}, TRAINING)  # a is all that it knows
+    fine_tune(network, [a, c], {groups.ALL_ALIKE: [a, c]}, TRAINING)
     assert trained == [] and network.own == {}
+    fine_tune(network, [a, b, empty, hidden], {"a": [a, empty], "d": [empty, hidden]}, TRAINING)
+    assert trained == [["a.1"]] and network.own.keys() == {"a"}
 
 
-def test_a_large_group_is_tried_in_part(tuned):
-    recordings, _, tried = tuned
-    many = [recordings[0]._replace(name=f"a.{number:02}") for number in range(40)]
-    with pytest.raises(KeyError):  # their maps are not known: it is which are asked for that matters
-        fine_tune(Stand(), [*many, recordings[1]], TRAINING, UNSETTLED)
-    assert len(tried) == 1
+def test_of_a_new_recording_the_most_alike_ones_are_those_that_share_most_of_its_name():
+    names = ["04.00", "04.01", "neurofinder.02.00", "02.01", "mouse1_monday", "mouse10_monday"]
+    recordings = [random_recording(name, 0) for name in names]
+    for name, group, of in (
+        ("neurofinder.04.00.test", "04.00", ["04.00"]),
+        ("04.02.test", "04", ["04.00", "04.01"]),
+        ("02.00", "02.00", ["neurofinder.02.00"]),
+        ("mouse1-friday", "mouse1", ["mouse1_monday"]),
+        ("mouse1", "mouse1", ["mouse1_monday"]),
+    ):
+        assert {g: [r.name for r in of] for g, of in kin([name], recordings).items()} == {group: of}
+    assert kin(["mouse", "03.00", "4.00", "_", ""], recordings) == {}
+    assert kin([r.name for r in recordings], recordings).keys() == {
+        n.removeprefix("neurofinder.") for n in names
+    }
 
 
 @pytest.fixture
@@ -188,7 +171,7 @@ def test_only_small_layers_learn(small):
 def test_a_training_on_one_group_starts_from_the_layers_that_it_has(small):
     small.own = {"a": {name: value + 1 for name, value in small.small_weights().items()}}
     settings = replace(TRAINING, iterations=1, batch_size=4)
-    for names, begins_at in (("a.1", "a.2"), 1), (("a.1", "b.1"), 0), (("b.1",), 0):
+    for names, begins_at in (("a.1", "a.2"), 1), (("a.1", "b.1"), 0), (("b.1",), 0), (("ab.1",), 0):
         tuned, _ = train_network([random_recording(name, 0) for name in names], settings, start=small)
         for name, value in tuned.small_weights().items():
             torch.testing.assert_close(value, small.state_dict()[name] + begins_at, atol=2e-3, rtol=2e-3)
@@ -234,18 +217,17 @@ def test_own_layers_are_kept_with_the_weights(small, tmp_path):
 
 
 def test_a_model_finds_later_what_it_found_when_it_was_trained(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(groups, "FINE_TUNED_GAIN", -1.0)
     monkeypatch.setattr(groups, "LEARNED_STRIDE", 20)
-    for seed, name in enumerate(("train/a.1", "train/a.2", "train/a.3", "train/b.1", "test/a.9", "test/b.9")):
+    for seed, name in enumerate("train/a.1 train/a.2 train/b.1 train/c.1 test/a.9 test/b.9 test/d.9".split()):
         recording = random_recording(name, seed)
         labels = recording.regions if "train" in name else None
         write_prepared(tmp_path / name[:-4], name[-3:], recording.image, labels, None)
     options = ("--iterations", 3, "--batch-size", 4, "--stride", 20, "--device", "cpu", "--seed", 0)
     result = command("conv2d_predict.py", "train", "test", *options)
-    assert result.returncode == 0 and "Fine-tuned for a\n" in result.stdout, result.stderr
+    assert result.returncode == 0 and "Fine-tuned for a, b\n" in result.stdout, result.stderr
     first = (tmp_path / "submission.json").read_bytes()
     again = command("conv2d_predict.py", "test", "--model", "model.pt", *options[4:])
-    assert again.returncode == 0 and "Fine-tuned for a\n" in again.stdout
+    assert again.returncode == 0 and "Fine-tuned for a, b\n" in again.stdout
     assert (tmp_path / "submission.json").read_bytes() == first
     # Held out, a recording is found by what was learned of its like, and nothing else is learned for it.
     result = command("conv2d_crossvalidation.py", "train", *options[:-2], "--folds", 4)

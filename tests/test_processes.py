@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT
 from torch.distributed import TCPStore
 
-from neurodetect import detection, files, groups, network, processes, resume, sliding_window, training
+from neurodetect import detection, files, network, processes, resume, sliding_window, training
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import write_prepared
@@ -468,7 +468,7 @@ def test_those_that_share_a_training_stop_together_and_keep_it(quiet_lab):
 
 
 def shared_prediction(arguments: tuple[str, ...]) -> int:
-    detection.SMALLEST_SHARE, groups.FINE_TUNED_GAIN = 2, -1.0
+    detection.SMALLEST_SHARE = 2
     return run_script("conv2d_predict.py", arguments, {}, None)
 
 

@@ -70,8 +70,7 @@ def neurodetect(images, labels, tests, args):
     from neurodetect import console  # noqa: F401  sets up PyTorch's memory as for the commands
     from neurodetect.detection import DetectionSettings, TrainingSettings, predict_map, train_network
     from neurodetect.device import choose_device, choose_precision
-    from neurodetect.groups import fine_tune
-    from neurodetect.prepared import prefix
+    from neurodetect.groups import fine_tune, kin
 
     device = choose_device("cpu")
     precision = choose_precision("auto", device)
@@ -79,7 +78,7 @@ def neurodetect(images, labels, tests, args):
     training = TrainingSettings(args.iterations, 100, "standard", "normalize", args.seed, "cpu", precision)
     settings = DetectionSettings(args.stride, "watershed", None, None, "normalize", "cpu", precision)
     network, _ = train_network(train, training)
-    fine_tune(network, train, training, settings, only=set(map(prefix, args.test_names)))
+    fine_tune(network, train, kin(args.test_names, train), training)
     yield from by_this_step(partial(predict_map, network), train, tests, settings, args.test_names)
 
 
