@@ -169,13 +169,15 @@ def alike(recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
 def kin(names: Iterable[str], recordings: Sequence[Prepared]) -> dict[str, list[Prepared]]:
     """For recordings of these names the most alike ones: the group of the longest beginning that any shares.
 
-    Of 04.00.test it is 04.00, where there is one, and otherwise all of 04. See `prepared.beginnings`.
+    Of 04.00.test it is 04.00, where there is one, and otherwise all of 04, see `prepared.beginnings`. What is
+    among the recordings itself is not new, and needs none.
     """
     groups: dict[str, list[Prepared]] = {}
     for recording in recordings:
         for beginning in beginnings(recording.name):
             groups.setdefault(beginning, []).append(recording)
-    return {group: groups[group] for name in names if (group := group_of(name, groups)) is not None}
+    known = {recording.name for recording in recordings}
+    return {g: groups[g] for name in names if name not in known and (g := group_of(name, groups)) is not None}
 
 
 def settle(settings: DetectionSettings, name: str, thresholds: dict[str, float]) -> DetectionSettings:
