@@ -55,7 +55,7 @@ def fine_tune(
     What one laboratory marks another does not, in images that look alike; a network that serves both finds
     too much in one of them. Trained a little longer on one group alone, all but the dense layer, it finds
     more there, or less, where a group's recordings differ among themselves. Halfway between what it was and
-    what it becomes it gains most of the one and loses next to nothing of the other.
+    what it becomes it gains most of the one and loses less of the other.
 
     Parameters
     ----------
