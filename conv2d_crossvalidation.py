@@ -35,8 +35,8 @@ def main() -> None:
     from neurodetect import processes
     from neurodetect.detection import (
         assess,
+        curve_of_map,
         detect,
-        find_in_map,
         neuron_area,
         predict_map,
         split_folds,
@@ -52,7 +52,6 @@ def main() -> None:
         mean_curve,
         summarize,
         table,
-        threshold_curve,
     )
     from neurodetect.view.figures import (
         draw_curve,
@@ -134,10 +133,8 @@ def main() -> None:
                     team=team,
                 )
                 row, pairs = assess(recording, found)
-                curve = threshold_curve(
-                    partial(find_in_map, recording, found.probability, finding, typical),
-                    recording.regions,
-                    recording.pixels_per_micron,
+                curve = curve_of_map(
+                    *(recording, found.probability, finding, typical),
                     description=f"{description}, thresholds",
                 )
                 picture = figure_bytes(draw_found(recording, found, pairs, note))

@@ -22,9 +22,15 @@ from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing, network_input
 from neurodetect.recording import Recording
-from neurodetect.regions import find_regions, mean_probability, regions_to_mask, regions_to_separate_mask
+from neurodetect.regions import (
+    find_by_threshold,
+    find_regions,
+    mean_probability,
+    regions_to_mask,
+    regions_to_separate_mask,
+)
 from neurodetect.resume import Checkpoint
-from neurodetect.scoring import evaluate, match_centers
+from neurodetect.scoring import CURVE_THRESHOLDS, evaluate, match_centers, threshold_curve
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
@@ -351,18 +357,36 @@ def find_in_map(
     probability: np.ndarray,
     settings: DetectionSettings,
     typical: dict[str, float | None],
-    threshold: float | None = None,
 ) -> list[np.ndarray]:
-    """The neurons of a recording's probability map, at the settings' threshold unless another is given."""
-    threshold = settings.threshold if threshold is None else threshold
-    assert threshold is not None, "settings without a threshold; see groups.settle"
+    """The neurons of a recording's probability map. See `detect`."""
+    assert settings.threshold is not None, "settings without a threshold; see groups.settle"
     return find_regions(
         probability,
         settings.regions,
         smallest_area=settings.smallest_area,
-        threshold=threshold,
+        threshold=settings.threshold,
         typical_area=expected_area(typical, recording.pixels_per_micron),
     )
+
+
+def curve_of_map(
+    recording: Prepared,
+    probability: np.ndarray,
+    settings: DetectionSettings,
+    typical: dict[str, float | None],
+    thresholds: Sequence[float] = CURVE_THRESHOLDS,
+    description: str | None = None,
+) -> list[dict[str, float]]:
+    """What each threshold would find in a labelled recording's map, see `scoring.threshold_curve`."""
+    found = find_by_threshold(
+        probability,
+        thresholds,
+        settings.regions,
+        smallest_area=settings.smallest_area,
+        typical_area=expected_area(typical, recording.pixels_per_micron),
+    )
+    truth = recording.regions or []
+    return threshold_curve(found, truth, recording.pixels_per_micron, thresholds, description)
 
 
 def neuron_area(recordings: Sequence[Prepared]) -> dict[str, float | None]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
 from neurodetect.files import UserError
+
+# Of glibc's malloc.h: all memory from one heap, which never shrinks.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def devices_here() -> list[str]:
@@ -70,6 +75,21 @@ def has_graphs(device: torch.device) -> bool:
     """Whether work on a device can be recorded once and replayed as a whole, and is waited for only where a
     number is read."""
     return device.type == "cuda"
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that this process frees, for what it asks for next; where it is
+    glibc's.
+
+    Large pieces go back to the system otherwise, which clears every page before it gives it out again. A
+    training step on a CPU asks for gigabytes, and takes a tenth longer by that.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
+            libc.mallopt(parameter, value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from neurodetect.detection import (
     DetectionSettings,
     TrainingSettings,
-    find_in_map,
+    curve_of_map,
     neuron_area,
     train_network,
     visible_labels,
@@ -26,7 +25,7 @@ from neurodetect.prepared import Prepared, beginnings, group_of, prefix
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.regions import CELL_THRESHOLD
-from neurodetect.scoring import CURVE_THRESHOLDS, better_threshold, mean_curve, threshold_curve
+from neurodetect.scoring import CURVE_THRESHOLDS, better_threshold, mean_curve
 
 # What is best for a group is told by a few of its recordings, and by coarse maps, as well as by all of them.
 LEARNED_STRIDE = 8  #: pixels between two windows of the maps from which is learned
@@ -143,9 +142,8 @@ def learn_thresholds(
             for group, of in some.items():
                 curves = []
                 for recording in of:
-                    find = partial(find_in_map, recording, predict(recording, coarse), coarse, typical)
-                    truth, scale = recording.regions or [], recording.pixels_per_micron
-                    curves.append(threshold_curve(find, truth, scale, LEARNED_THRESHOLDS))
+                    probability = predict(recording, coarse)
+                    curves.append(curve_of_map(recording, probability, coarse, typical, LEARNED_THRESHOLDS))
                     bar.update()
                 *_, usual = curve = mean_curve(curves)
                 if better := better_threshold(curve, usual):

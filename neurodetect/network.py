@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,7 +58,7 @@ class NeuronNet(nn.Module):
         self.conv4 = nn.Conv2d(before, after, 3, padding=1)
         self.conv5 = nn.Conv2d(after, after, 3, padding=1)
         self.conv6 = nn.Conv2d(after, after, 3, padding=1)
-        self.activation = nn.ELU()
+        self.activation = nn.ELU(inplace=True)  # its gradient then needs no exponential function
         self.dense = nn.Linear(after * (WINDOW // 2) ** 2, HIDDEN_UNITS)
         self.output = nn.Linear(HIDDEN_UNITS, TARGET**2)
         self.own: dict[str, dict[str, Tensor]] = {}
@@ -87,13 +89,21 @@ class NeuronNet(nn.Module):
         weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)  # type: ignore[arg-type]
         return self.activation(functional.conv2d(x, weight, bias, padding=1))
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits of the central pixels, row by row: (N, 100, 20, 20) to (N, 400)."""
-        return self.output(torch.tanh(self.dense(features.flatten(1))))
+    def classify(self, features: Tensor, centered: bool = False) -> Tensor:
+        """Logits of the central pixels, row by row: (N, 100, 20, 20) to (N, 400).
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400)."""
-        return self.classify(self.features(windows))
+        With the same result the dense layer's gradient is `centered`, see `CenteredDense`.
+        """
+        if centered:
+            weight, bias = (of.to(features.dtype) for of in (self.dense.weight, self.dense.bias))
+            hidden = CenteredDense.apply(features, weight, bias)
+        else:
+            hidden = self.dense(features.flatten(1))
+        return self.output(torch.tanh(hidden))
+
+    def forward(self, windows: Tensor, centered: bool = False) -> Tensor:
+        """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400). See `classify`."""
+        return self.classify(self.features(windows), centered)
 
     def small_weights(self) -> dict[str, Tensor]:
         """Copies, on the CPU, of all weights but SHARED: 1 of 81 million."""
@@ -113,6 +123,30 @@ class NeuronNet(nn.Module):
         own = {name: weight.to(shared.device) for name, weight in self.own[group].items()}
         network.load_state_dict({**own, SHARED: shared}, assign=True)
         return network.train(self.training)
+
+
+class CenteredDense(torch.autograd.Function):
+    """The dense layer, whose weights' gradient is that of feature maps without their mean over positions.
+
+    The feature maps are far from zero in the mean, the same way in every window. Through 400 x 100 inputs a
+    step of Adam moves a unit by that mean much more than by what tells windows apart. Without it the loss
+    falls faster, and rates three to five times higher hold; with it they stall on images that differ.
+    (Gradient centralization, Yong et al. 2020, arXiv:2004.01461; there the mean is over all inputs of a
+    unit. It is taken off the features here, which are few, and not off the gradient, which has 80 million.)
+    """
+
+    @staticmethod
+    def forward(context: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        context.save_for_backward(features, weight)
+        return functional.linear(features.flatten(1), weight, bias)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features, weight = context.saved_tensors
+        centered = features - features.mean(dim=(2, 3), keepdim=True)
+        # A CPU takes a third longer for the product with a transposed view.
+        of_weight = gradient.T.contiguous() @ centered.flatten(1)
+        return (gradient @ weight).view(features.shape), of_weight, gradient.sum(0)
 
 
 def empty_network() -> NeuronNet:

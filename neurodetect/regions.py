@@ -102,26 +102,53 @@ def find_regions(
     >>> [len(region) for region in find_regions(probability)]
     [49, 80]
     """
+    (regions,) = find_by_threshold(probability, [threshold], method, smallest_area, typical_area)
+    return regions
+
+
+def find_by_threshold(
+    probability: np.ndarray,
+    thresholds: Iterable[float],
+    method: str = "watershed",
+    smallest_area: float | None = None,
+    typical_area: float | None = None,
+) -> Iterator[list[np.ndarray]]:
+    """What `find_regions` finds at each of several thresholds; those below CELL_THRESHOLD take less time, as
+    the cells above it are sought once for all of them."""
     probability = np.asarray(probability)
     if probability.ndim != 2 or np.isnan(probability).any():
         raise ValueError(f"a probability map is (H, W) and free of NaN, not {probability.shape}")
-    if method == "watershed":
-        first = max(threshold, CELL_THRESHOLD)
-        for _ in range(1 + SIZE_ROUNDS):
-            regions = find_cells(probability, smallest_area, first, typical_area)
-            area = float(np.median([len(region) for region in regions])) if regions else None
-            if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
-                break
-            typical_area = area
-        if threshold < CELL_THRESHOLD:
-            regions = add_fainter(regions, probability, smallest_area, threshold, typical_area)
-        regions = grow_faint(regions, probability)
-    elif method == "connected":
-        labels, _ = ndimage.label(probability > threshold)
-        regions = labels_to_regions(drop_small(labels, smallest_area, typical_area))
-    else:
+    if method not in METHODS:
         raise ValueError(f"unknown method {method!r}, use one of {', '.join(METHODS)}")
-    return sorted(regions, key=lambda region: tuple(region[0]))
+    sought = None
+    for threshold in thresholds:
+        if method == "watershed":
+            first = max(threshold, CELL_THRESHOLD)
+            if first != sought:
+                sought = first
+                cells, area = find_cells_by_size(probability, smallest_area, first, typical_area)
+            regions = cells
+            if threshold < CELL_THRESHOLD:
+                regions = add_fainter(cells, probability, smallest_area, threshold, area)
+            regions = grow_faint(regions, probability)
+        else:
+            labels, _ = ndimage.label(probability > threshold)
+            regions = labels_to_regions(drop_small(labels, smallest_area, typical_area))
+        yield sorted(regions, key=lambda region: tuple(region[0]))
+
+
+def find_cells_by_size(
+    probability: np.ndarray, smallest_area: float | None, threshold: float, typical_area: float | None
+) -> tuple[list[np.ndarray], float | None]:
+    """Neurons of a probability map by "watershed", and their size, learned from the map itself where
+    FEWEST_FOR_SIZE are found; see `find_regions`."""
+    for _ in range(1 + SIZE_ROUNDS):
+        regions = find_cells(probability, smallest_area, threshold, typical_area)
+        area = float(np.median([len(region) for region in regions])) if regions else None
+        if len(regions) < FEWEST_FOR_SIZE or area == typical_area:
+            break
+        typical_area = area
+    return regions, typical_area
 
 
 def find_cells(

@@ -12,7 +12,7 @@ ESTIMATE is a submission.json, or neurons of one recording in any of the forms o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -273,7 +273,7 @@ def compare_regions(
 
 
 def threshold_curve(
-    find: Callable[..., Sequence[np.ndarray]],
+    found: Iterable[Sequence[np.ndarray]],
     truth: Sequence[np.ndarray],
     pixels_per_micron: float | None = None,
     thresholds: Sequence[float] = CURVE_THRESHOLDS,
@@ -283,8 +283,8 @@ def threshold_curve(
 
     Parameters
     ----------
-    find : callable
-        The neurons at `threshold=`, e.g. a `functools.partial` of `regions.find_regions`.
+    found : iterable of sequences of (n, 2) arrays
+        The neurons at each threshold, as of `regions.find_by_threshold`.
     truth : sequence of (n, 2) arrays
         True neurons.
     pixels_per_micron : float, optional
@@ -306,8 +306,8 @@ def threshold_curve(
         unit="threshold",
         show=description is not None,
     ) as bar:
-        for threshold in thresholds:
-            scores = compare_regions(truth, find(threshold=threshold), distance)
+        for threshold, regions in zip(thresholds, found, strict=True):
+            scores = compare_regions(truth, regions, distance)
             curve.append({"probability": threshold, **scores})
             bar.update()
     return curve

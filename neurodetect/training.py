@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neurodetect.device import arithmetic, has_graphs, is_out_of_memory, repeatable
 from neurodetect.files import UserError
-from neurodetect.network import MAPS_AFTER_POOL, NeuronNet
+from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
@@ -65,7 +65,8 @@ def train(
         bfloat16 computes activations and products in it; weights and sums stay float32.
     recipe : {"2016", "standard"}
         "2016" keeps one learning rate. "standard" has higher ones that rise and fall to zero, see
-        `rate_share`, weights that decay, and a centred gradient of the dense layer, see `center_gradient`.
+        `rate_share`, weights that decay, and a centred gradient of the dense layer, see
+        `network.CenteredDense`.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
     checkpoint : Checkpoint, optional
@@ -171,15 +172,16 @@ def make_optimizer(network: NeuronNet, device: torch.device, recipe: str = "2016
     Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
     replayed, standard = has_graphs(device), recipe == "standard"
-    groups = []
+    kinds: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        kind = name.split(".")[0].rstrip("123456")
+        if parameter.requires_grad:
+            kinds.setdefault(name.split(".")[0].rstrip("123456"), []).append(parameter)
+    groups = []
+    for kind, parameters in kinds.items():
         highest = LEARNING_RATES[kind] if standard else LEARNING_RATE
         groups.append(
             {
-                "params": [parameter],
+                "params": parameters,
                 "lr": torch.tensor(highest, device=device) if replayed else highest,
                 "highest": highest,
                 "weight_decay": WEIGHT_DECAY[kind] if standard else 0.0,
@@ -249,21 +251,6 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
             group["lr"] = share * group["highest"]
 
 
-def center_gradient(network: NeuronNet) -> None:
-    """Take from the dense layer's gradient its mean over the positions of each map, in place.
-
-    The feature maps are far from zero in the mean, the same way in every window. Through 400 x 100 inputs a
-    step of Adam moves a unit by that mean much more than by what tells windows apart. Without it the loss
-    falls faster, and rates three to five times higher hold; with it they stall on images that differ.
-    (Gradient centralization, Yong et al. 2020, arXiv:2004.01461; there the mean is over all inputs of a
-    unit.)
-    """
-    gradient = network.dense.weight.grad
-    assert gradient is not None
-    maps = gradient.view(len(gradient), MAPS_AFTER_POOL, -1)
-    maps -= maps.mean(dim=2, keepdim=True)
-
-
 class Step:
     """One step of Adam after another; on CUDA recorded once as a graph, and replayed.
 
@@ -278,7 +265,7 @@ class Step:
         Of its parameters, see `make_optimizer`.
     precision : {"float32", "bfloat16"}
     centered : bool
-        See `center_gradient`.
+        See `network.CenteredDense`.
     team : Team
         Processes that take the same steps together, each with its share of the batch; without a graph.
     """
@@ -419,14 +406,12 @@ def train_step(
     with repeatable():
         for some, wanted in zip(own_windows.chunk(parts), own_targets.chunk(parts), strict=True):
             with arithmetic(windows.device, precision):
-                logits = network(some.to(memory_format=torch.channels_last))
+                logits = network(some.to(memory_format=torch.channels_last), centered)
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
             loss = loss * (len(some) / len(windows))
             loss.backward()
             total += loss.detach()
     team.add_up(total, *(parameter.grad for parameter in network.parameters() if parameter.requires_grad))
-    if centered:
-        center_gradient(network)
     optimizer.step()
     return total
 

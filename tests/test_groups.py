@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurodetect import groups
+from neurodetect import detection, groups
 from neurodetect.detection import DetectionSettings, TrainingSettings, find_in_map, predict_map, train_network
 from neurodetect.files import UserError
 from neurodetect.groups import alike, fine_tune, kin, learn_thresholds, settle
@@ -69,7 +69,9 @@ def test_each_laboratory_gets_the_threshold_of_its_own_labels():
 
 def test_a_large_group_is_looked_at_in_part(monkeypatch):
     seen = []
-    monkeypatch.setattr(groups, "find_in_map", lambda *_, threshold: [])
+    monkeypatch.setattr(
+        detection, "find_by_threshold", lambda _, thresholds, *__, **___: [[]] * len(thresholds)
+    )
     recordings = [random_recording(f"a_{number:02}", 0) for number in range(20)]
     assert learn_thresholds(lambda recording, _: seen.append(recording.name), recordings, UNSETTLED) == {}
     assert seen == [f"a_{number:02}" for number in range(0, 20, 3)]

@@ -12,8 +12,10 @@ from skimage.draw import disk, ellipse
 
 from neurodetect.files import UserError
 from neurodetect.regions import (
+    METHODS,
     add_fainter,
     dataset_name,
+    find_by_threshold,
     find_cells,
     find_regions,
     grow_faint,
@@ -385,6 +387,17 @@ def test_a_lower_threshold_adds_faint_cells_and_leaves_the_others_as_they_were()
     assert all(np.array_equal(*pair) for pair in zip(before, found, strict=False))
     for centre, region in zip(faint, found[len(bright) :], strict=True):
         assert np.linalg.norm(region.mean(axis=0) - centre) < 1 and 100 < len(region) < 180
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_thresholds_at_once_find_what_each_finds_alone(method):
+    probability = blurred_disks({(15, 15): 0.95, (15, 32): 0.8, (60, 15): 0.38, (60, 34): 0.26})
+    thresholds = (0.2, 0.3, 0.45, 0.7, 0.3)
+    together = list(find_by_threshold(probability, thresholds, method, None, 130))
+    assert [len(regions) for regions in together] == [4, 3, 2, 2, 3]
+    for threshold, regions in zip(thresholds, together, strict=True):
+        alone = find_regions(probability, method, None, threshold, 130)
+        assert all(np.array_equal(*pair) for pair in zip(alone, regions, strict=True))
 
 
 def test_the_skirts_of_bright_cells_are_no_faint_cells():

@@ -323,14 +323,13 @@ def test_a_curve_is_the_scores_of_each_threshold():
     probability[2:8, 2:8], probability[20:26, 20:26], probability[2:8, 20:26] = 0.9, 0.6, 0.3
     neurons = {level: np.argwhere(probability == level) for level in (0.9, 0.6, 0.3)}
 
-    def find(threshold):
-        return [region for level, region in neurons.items() if level > threshold]
-
-    curve = threshold_curve(find, [neurons[0.9], neurons[0.6]], None, thresholds=(0.2, 0.5, 0.7, 0.95))
+    thresholds = (0.2, 0.5, 0.7, 0.95)
+    found = ([region for level, region in neurons.items() if level > threshold] for threshold in thresholds)
+    curve = threshold_curve(found, [neurons[0.9], neurons[0.6]], None, thresholds)
     assert [row["probability"] for row in curve] == [0.2, 0.5, 0.7, 0.95]
     assert [row["recall"] for row in curve] == [1, 1, 0.5, 0]
     assert [row["precision"] for row in curve] == [2 / 3, 1, 1, 0]
-    none = threshold_curve(lambda threshold: [], [neurons[0.9]], None, thresholds=(0.2, 0.5, 0.7, 0.95))
+    none = threshold_curve([[]] * 4, [neurons[0.9]], None, thresholds)
     assert [row["recall"] for row in mean_curve([curve, none])] == [0.5, 0.5, 0.25, 0]
 
 

@@ -31,7 +31,6 @@ from neurodetect.training import (
     LEARNING_RATE,
     LEARNING_RATES,
     Step,
-    center_gradient,
     make_optimizer,
     rate_share,
     set_learning_rates,
@@ -154,8 +153,7 @@ def test_the_rates_of_both_recipes(recordings, monkeypatch):
     assert np.unique(rates).tolist() == [LEARNING_RATE]
     rates.clear()
     train_network(recordings[:1], how(iterations=10, batch_size=4))
-    names = [name.split(".")[0].rstrip("123456") for name, _ in NeuronNet().named_parameters()]
-    assert rates[1] == [LEARNING_RATES[name] for name in names]
+    assert rates[1] == [LEARNING_RATES[kind] for kind in ("conv", "dense", "output")]
     assert rates[-1] == pytest.approx([0.03 * rate for rate in rates[1]], rel=0.01)
 
 
@@ -169,17 +167,26 @@ def test_the_dense_layers_gradient_has_no_mean_over_a_map(recordings, monkeypatc
         # The values stay as they are; the gradient goes by what the layer is given.
         z = net.dense(features.flatten(1))
         z = z + (net.dense(whole.flatten(1)) - z).detach()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(net.output(torch.tanh(z)), targets)
-        loss.backward()
+        return gradient_of(net.output(torch.tanh(z)))
+
+    def gradient_of(logits):
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, targets).backward()
         return net.dense.weight.grad.clone()
 
     net = NeuronNet(torch.Generator().manual_seed(0))
     whole = net.features(windows).detach()
     expected = gradient(whole - whole.mean(dim=(2, 3), keepdim=True))
-    plain = gradient(whole)
-    center_gradient(net)
-    torch.testing.assert_close(net.dense.weight.grad, expected, atol=1e-7, rtol=1e-4)
+    net.zero_grad()
+    plain = gradient_of(net(windows))
+    others = {name: weight.grad.clone() for name, weight in net.named_parameters() if name != "dense.weight"}
+    net.zero_grad()
+    logits = net(windows, centered=True)
+    assert torch.equal(logits, net(windows))
+    torch.testing.assert_close(gradient_of(logits), expected, atol=1e-7, rtol=1e-4)
     assert (plain - expected).norm() > 0.2 * plain.norm()
+    for name, weight in net.named_parameters():
+        if name != "dense.weight":
+            torch.testing.assert_close(weight.grad, others[name], atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
