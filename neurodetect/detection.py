@@ -36,9 +36,8 @@ from neurodetect.traces import Traces, extract
 from neurodetect.training import train
 
 #: Windows of a batch for each process that takes part in a training. A step exchanges 324 MB, whatever the
-#: batch. That takes as long as 60 windows on a CPU (0.35 s in one machine), as 60 on GPUs with NVLink between
-#: them (0.8 ms at 400 GB/s; a window has 1.5 GFLOP, at 110 TFLOP/s), as 2,000 over a network (26 ms at 12.5
-#: GB/s).
+#: batch. That takes as long as 60 windows on a CPU (0.35 s in one machine), as 50 on GPUs with NVLink between
+#: them (0.8 ms at 400 GB/s; a window takes 17 us on an H200), as 1,500 over a network (26 ms at 12.5 GB/s).
 SMALLEST_SHARE = 200
 
 

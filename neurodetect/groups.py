@@ -34,10 +34,10 @@ LEARNED_FROM = 8  #: recordings of a group, at most
 LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
 ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
-FINE_TUNED_SHARE = 0.04  #: of the iterations of a training, for each group
-# The middle between a network and what it becomes when it is trained on may do better than either: the loss
-# has no hill between them, and each is right where the other errs (Wortsman et al. 2022, arXiv:2109.01903).
-OWN_SHARE = 0.5  #: of the way from the common small layers to those trained on a group alone
+FINE_TUNED_SHARE = 0.1  #: of the iterations of a training, for each group
+# Between a network and what it becomes when it is trained on, one may do better than either: the loss has no
+# hill between them, and each is right where the other errs (Wortsman et al. 2022, arXiv:2109.01903).
+OWN_SHARE = 0.35  #: of the way from the common small layers to those trained on a group alone
 
 
 def fine_tune(
@@ -53,8 +53,8 @@ def fine_tune(
 
     What one laboratory marks another does not, in images that look alike; a network that serves both finds
     too much in one of them. Trained a little longer on one group alone, all but the dense layer, it finds
-    more there, or less, where a group's recordings differ among themselves. Halfway between what it was and
-    what it becomes it gains most of the one and loses less of the other.
+    more there, or less, where a group's recordings differ among themselves. A third of the way from what it
+    was to what it becomes it gains most of the one and loses next to nothing of the other.
 
     Parameters
     ----------

@@ -43,8 +43,9 @@ from neurodetect.view.report import section, write_report
 
 WORK = ("recordings dealt", "windows of one image shared", "folds dealt", "batches of one training shared")
 GPUS, RECORDINGS = (1, 8, 64), 1000
-# An H100's part in the arithmetic: what this program aims at, not what was measured.
-START, MAP, TRAINING, STEP = 20.0, 0.5, 20.0, 1.3e-3  #: s; of STEP's 2 ms Adam has 0.7, which is not shared
+# A GPU's part in the arithmetic, as measured on one H200: a map at stride 1, and 2,500 iterations. Of an
+# iteration's 3.0 ms Adam and the weights' change to bfloat16 and back have WEIGHTS, which is not shared.
+START, MAP, TRAINING, STEP, WEIGHTS = 10.0, 0.21, 8.0, 1.9e-3, 1.1e-3  #: s
 EXCHANGED = 324e6  #: bytes of gradients
 NVLINK, NETWORK = (
     400e9,
@@ -165,7 +166,7 @@ def arithmetic() -> None:
         total = first + -(-RECORDINGS // gpus) * (MAP + found)
         rounds = START + -(-5 // gpus) * TRAINING
         around = 2 * (gpus - 1) / gpus * EXCHANGED
-        steps = [1000 * (STEP / gpus + 0.7e-3 + around / speed) for speed in (NVLINK, NETWORK)]
+        steps = [1000 * (STEP / gpus + WEIGHTS + around / speed) for speed in (NVLINK, NETWORK)]
         by_nvlink = f"{steps[0]:.1f} ms" if gpus <= 8 else "-"
         share = alone / total / gpus
         print(

@@ -100,12 +100,12 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(t[warm_up:]) for name, t in times.items()}
     for name, seconds in medians.items():
-        print(f"{name:22} {1000 * seconds:8.0f} ms")
+        print(f"{name:22} {1000 * seconds:8.2f} ms")
     product, slow, quick = medians.values()
     rate, work = 2 * MATRIX**3 / 1e9 / product, multiplications()
     print(
         f"{work:.0f} GFLOP an iteration, {work / quick:.0f} GFLOP/s; the product has {rate:.0f} GFLOP/s, "
-        f"at which an iteration would take {1000 * work / rate:.0f} ms: {quick * rate / work:.2f} times less"
+        f"at which an iteration would take {1000 * work / rate:.2f} ms: {quick * rate / work:.2f} times less"
     )
     threads = torch.get_num_threads()
     print(f"ratio {slow / quick:.2f} on {device.type}, {threads} threads, PyTorch {torch.__version__}")
