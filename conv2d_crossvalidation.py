@@ -106,6 +106,7 @@ def main() -> None:
                 )
                 fine_tune(
                     *(network, others, kin([recording.name for recording in held_out], others), training),
+                    checkpoints=unfinished.checkpoint,
                     description=f"{label}, fine-tuning",
                     team=team,
                 )

@@ -85,7 +85,12 @@ def main() -> None:
                 team=everyone,
             )
             groups = {**alike(labelled), **kin(names, labelled)}
-            fine_tune(network, labelled, groups, training, description="fine-tuning", team=everyone)
+            fine_tune(
+                *(network, labelled, groups, training),
+                checkpoints=unfinished.checkpoint,
+                description="fine-tuning",
+                team=everyone,
+            )
             trained_on = {
                 **settings,
                 "recordings": [recording.name for recording in labelled],

@@ -25,6 +25,7 @@ from neurodetect.prepared import Prepared, beginnings, group_of, prefix
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
 from neurodetect.regions import CELL_THRESHOLD
+from neurodetect.resume import Checkpoint
 from neurodetect.scoring import CURVE_THRESHOLDS, better_threshold, mean_curve
 
 # What is best for a group is told by a few of its recordings, and by coarse maps, as well as by all of them.
@@ -46,6 +47,7 @@ def fine_tune(
     groups: Mapping[str, Sequence[Prepared]],
     training: TrainingSettings,
     *,
+    checkpoints: Callable[[str], Checkpoint] | None = None,
     description: str | None = None,
     team: Team = ALONE,
 ) -> None:
@@ -66,8 +68,10 @@ def fine_tune(
         See `alike` and `kin`. One of all recordings gets none: it is what the training was for.
     training : TrainingSettings
         Of that training. The recipe of 2016 has no such layers.
+    checkpoints : callable, optional
+        The checkpoint of a training of this name: `UnfinishedRun.checkpoint`. See `training.train`.
     description : str, optional
-        Label of the progress bars; without it none is drawn.
+        Label of the progress bars, and of their checkpoints; without it no bar is drawn.
     team : Team
         Processes that all get the layers, of which the leader computes them.
     """
@@ -82,8 +86,15 @@ def fine_tune(
                 of = list(filter(trainable, of))
                 if not of or len(of) == count:
                     continue
-                label = description and f"{description} {group}"
-                tuned = train_network(of, shorter, start=network, description=label)[0].small_weights()
+                label = f"{description or 'fine-tuning'} {group}"
+                tuned_network, _ = train_network(
+                    of,
+                    shorter,
+                    start=network,
+                    checkpoint=checkpoints(label) if checkpoints else None,
+                    description=label if description else None,
+                )
+                tuned = tuned_network.small_weights()
                 own[group] = {name: common[name].lerp(tuned[name], OWN_SHARE) for name in common}
     network.own = team.word(own)
 

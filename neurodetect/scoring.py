@@ -27,6 +27,7 @@ THRESHOLD_MICRONS = 5.0  #: neurofinder: centres this close are the same neuron
 THRESHOLD_PIXELS = 5.0  #: the same where nobody knows the size of a pixel
 IOU_THRESHOLD = 0.5  #: the convention of the later papers (e.g. SUNS: Bao et al. 2021)
 
+WORTH_A_CHANGE = 0.01  #: in the mean of combined and F1: less is not worth another threshold
 CURVE_THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  #: probabilities, 0.1 to 0.9
 
 
@@ -325,10 +326,8 @@ def mean_curve(curves: Sequence[list[dict[str, float]]]) -> list[dict[str, float
     ]
 
 
-def better_threshold(
-    curve: Sequence[dict[str, float]], mean: dict[str, float], gain: float = 0.01
-) -> dict[str, float] | None:
-    """The threshold of a curve at which the mean of combined and F1 is highest, if it is higher by a gain.
+def better_threshold(curve: Sequence[dict[str, float]], mean: dict[str, float]) -> dict[str, float] | None:
+    """The threshold of a curve at which the mean of combined and F1 is highest, if higher by WORTH_A_CHANGE.
 
     Parameters
     ----------
@@ -336,8 +335,6 @@ def better_threshold(
         Of `mean_curve`.
     mean : dict
         The scores at the threshold that was used, see `summarize`.
-    gain : float
-        Less is not worth another threshold.
 
     Examples
     --------
@@ -351,7 +348,7 @@ def better_threshold(
         return (scores["combined"] + scores["f1_iou50"]) / 2
 
     best = max(curve, key=worth)
-    return best if worth(best) >= worth(mean) + gain else None
+    return best if worth(best) >= worth(mean) + WORTH_A_CHANGE else None
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

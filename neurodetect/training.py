@@ -106,7 +106,7 @@ def train(
         done, history = state["iteration"], state["history"]
         running.copy_(state["running"])
         sampler.restore(state["sampler"])
-        network.load_state_dict(state["network"])
+        network.load_state_dict({**network.state_dict(), **state["network"]})
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state["adam"]})
     if done != team.word(done):
         raise UserError(f"{checkpoint.path}: all processes have to see this file; choose a shared disk")
@@ -121,7 +121,7 @@ def train(
                 "history": history,
                 "running": running,
                 "sampler": sampler.state(),
-                "network": network.state_dict(),
+                "network": {name: w.detach() for name, w in network.named_parameters() if w.requires_grad},
                 "adam": optimizer.state_dict()["state"],
             }
         )

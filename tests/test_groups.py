@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,10 @@ from neurodetect.detection import DetectionSettings, TrainingSettings, find_in_m
 from neurodetect.files import UserError
 from neurodetect.groups import alike, fine_tune, kin, learn_thresholds, settle
 from neurodetect.network import SHARED, NeuronNet
+from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, write_prepared
 from neurodetect.regions import regions_to_mask
+from neurodetect.resume import Checkpoint
 from neurodetect.weights import load_network, save_network
 
 UNSETTLED = DetectionSettings(4, "watershed", None, None, "normalize", "cpu", "float32")
@@ -97,8 +100,8 @@ def trained(monkeypatch):
     """What small layers were trained on, in order; each training makes a weight of 10 of it."""
     trainings = []
 
-    def train(on, settings, *, start, description):
-        assert start.own == {} and description is None and start.weight == 2.0
+    def train(on, settings, *, start, checkpoint, description):
+        assert start.own == {} and description is checkpoint is None and start.weight == 2.0
         assert settings == replace(TRAINING, iterations=25)
         trainings.append([recording.name for recording in on])
         return Stand(10.0), []
@@ -127,6 +130,41 @@ def test_layers_are_trained_only_where_there_is_something_to_learn(trained):
     assert trained == [] and network.own == {}
     fine_tune(network, [a, b, empty, hidden], {"a": [a, empty], "d": [empty, hidden]}, TRAINING)
     assert trained == [["a.1"]] and network.own.keys() == {"a"}
+
+
+def test_layers_are_gone_on_with_where_a_run_was_stopped(small, tmp_path, monkeypatch):
+    recordings = [random_recording(name, seed) for seed, name in enumerate(("a.1", "a.2", "b.1", "b.2"))]
+    training = replace(TRAINING, iterations=40, batch_size=4)
+    fine_tune(small, recordings, alike(recordings), training)
+    expected, small.own = small.own, {}
+
+    sample, drawn = PatchSampler.sample, []
+    stop_at = 6  # in the middle of the second of two times four batches
+
+    def counted(sampler, count):
+        drawn.append(count)
+        if len(drawn) == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return sample(sampler, count)
+
+    def checkpoints(name):
+        return Checkpoint(tmp_path / f"{name}.pt", name, 600)
+
+    monkeypatch.setattr(PatchSampler, "sample", counted)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(small, recordings, alike(recordings), training, checkpoints=checkpoints)
+    assert small.own == {} and sorted(path.stem for path in tmp_path.iterdir()) == [
+        "fine-tuning a",
+        "fine-tuning b",
+    ]
+    fine_tune(small, recordings, alike(recordings), training, checkpoints=checkpoints)
+    assert len(drawn) == 8
+    for group, weights in expected.items():
+        assert all(torch.equal(weight, small.own[group][name]) for name, weight in weights.items())
+    dense = small.dense.weight
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 13 * sum(
+        p.numel() for p in small.parameters() if p is not dense
+    )
 
 
 def test_of_a_new_recording_the_most_alike_ones_are_those_that_share_most_of_its_name():
