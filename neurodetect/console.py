@@ -602,13 +602,11 @@ def read_settings(
         The device is not there, or not for all processes.
     """
     from neurodetect.detection import DetectionSettings, TrainingSettings
-    from neurodetect.device import choose_device, choose_precision, keep_freed_memory
+    from neurodetect.device import choose_device, choose_precision
     from neurodetect.regions import THRESHOLD
     from neurodetect.training import ITERATIONS, TRAINED_ITERATIONS
 
     device = choose_device(args.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     processes.start(device)
     recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
     # Weights that do not say were trained before there was a choice.

@@ -6,13 +6,15 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 from neurodetect.files import UserError
 
-# Of glibc's malloc.h: all memory from one heap, which never shrinks.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+#: Of glibc's malloc.h, by number: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX; so that all memory is from one
+#: heap which never shrinks, and as they are by default.
+MALLOC_OPTIONS = {-4: (0, 65536), -1: (-1, 128 * 1024), -8: (1, 0)}
 
 
 def devices_here() -> list[str]:
@@ -77,19 +79,26 @@ def has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory that this process frees, for what it asks for next; where it is
-    glibc's.
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Context in which the C library, where it is glibc's, keeps the memory that this process frees for what
+    it asks for next. Afterwards it gives all back.
 
-    Large pieces go back to the system otherwise, which clears every page before it gives it out again. A
-    training step on a CPU asks for gigabytes, and takes a tenth longer by that.
+    Large pieces go back to the system at once otherwise, which clears every page before it gives it out
+    again. A training step on a CPU asks for gigabytes, and takes a tenth longer by that.
     """
-    if sys.platform != "linux":
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
         return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
-            libc.mallopt(parameter, value)
+    for parameter, (kept, _) in MALLOC_OPTIONS.items():
+        libc.mallopt(parameter, kept)
+    try:
+        yield
+    finally:
+        for parameter, (_, usual) in MALLOC_OPTIONS.items():
+            libc.mallopt(parameter, usual)
+        libc.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,8 +6,11 @@ The conventions are those of suite2p (Pachitariu et al., https://github.com/Mous
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +23,8 @@ INNER_RADIUS = 2  #: pixels about a neuron that are not in its surround: suite2p
 SURROUND_PIXELS = 350  #: that a surround has more than: suite2p's min_neuropil_pixels
 GROWTH = 5  #: pixels to each side by which the rectangle of a surround grows at a time
 MOST_GROWTHS = 100
+WORKERS = min(4, os.cpu_count() or 1)  #: threads that compute means
+AHEAD = 2 * WORKERS  #: frames whose means are still being computed
 
 
 class Traces(NamedTuple):
@@ -53,7 +58,8 @@ def extract(
     Parameters
     ----------
     frames : iterable of (H, W) arrays
-        One at a time is in memory, and the traces twice at the end.
+        A few at a time are in memory, and the traces twice at the end. A frame has to keep its values while
+        the next ones are read.
     regions : sequence of (n, 2) int arrays
         `[row, column]` pixels of each neuron, see `neuron_pixels`.
     shape : (int, int)
@@ -76,14 +82,21 @@ def extract(
     """
     surrounds = surround_pixels(regions, shape)
     mean = GroupedMean([*neuron_pixels(regions, shape), *surrounds], shape)
-    rows = []
+    rows: list[np.ndarray] = []
+    waiting: deque[Future[np.ndarray]] = deque()
 
-    def measured() -> Iterator[np.ndarray]:
-        for frame in frames:
-            rows.append(mean(frame))
-            yield frame
+    # Sparse products let other threads work: while one is computed the next frame is read.
+    with ThreadPoolExecutor(WORKERS) as workers:
 
-    projection = project(measured())
+        def measured() -> Iterator[np.ndarray]:
+            for frame in frames:
+                waiting.append(workers.submit(mean, frame))
+                if len(waiting) > AHEAD:
+                    rows.append(waiting.popleft().result())
+                yield frame
+
+        projection = project(measured())
+    rows += [future.result() for future in waiting]
     both = np.stack(rows, axis=1)
     return Traces(both[: len(regions)], both[len(regions) :], surrounds), projection
 

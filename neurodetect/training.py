@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from neurodetect.device import arithmetic, has_graphs, is_out_of_memory, repeatable
+from neurodetect.device import arithmetic, freed_memory_kept, has_graphs, is_out_of_memory, repeatable
 from neurodetect.files import UserError
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
@@ -135,6 +135,7 @@ def train(
             show=description is not None,
         ) as bar,
         signals_held() as stop,
+        freed_memory_kept(),
     ):
         if history:
             bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)

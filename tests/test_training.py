@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import io
+import platform
 import signal
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -187,6 +190,29 @@ def test_the_dense_layers_gradient_has_no_mean_over_a_map(recordings, monkeypatc
     for name, weight in net.named_parameters():
         if name != "dense.weight":
             torch.testing.assert_close(weight.grad, others[name], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library has this")
+def test_memory_that_is_freed_is_kept_for_the_training_and_then_given_back():
+    script = """
+import torch
+from neurodetect.device import freed_memory_kept
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+before = resident()
+with freed_memory_kept():
+    for _ in range(3):
+        torch.ones(2**26)
+    kept = resident() - before
+print(kept, resident() - before)
+torch.ones(2**26)
+print(resident() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kept, after, later = map(float, result.stdout.split())
+    assert 250 < kept < 300 and after < 50 and later < 50  # MB; each of the three tensors has 256
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neurodetect.network import WINDOW, NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.training import BETAS, LEARNING_RATE, Step, make_optimizer
-from neurodetect.device import choose_device, choose_precision, keep_freed_memory
+from neurodetect.device import choose_device, choose_precision, freed_memory_kept
 
 BATCH_SIZE = 100
 SHAPE = (512, 512)
@@ -70,8 +70,6 @@ def main() -> None:
     args = parser.parse_args()
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    if device.type == "cpu":
-        keep_freed_memory()  # as the commands do; the plain loop gains by it too
 
     rng = np.random.default_rng(0)
     image = rng.standard_normal(SHAPE).astype(np.float32)
@@ -91,13 +89,14 @@ def main() -> None:
     }
     times = {name: [] for name in steps}
     warm_up = Step.WARM_UP + 1 if device.type == "cuda" else 1
-    for _ in range(args.rounds + warm_up):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+    with freed_memory_kept():  # as in a training
+        for _ in range(args.rounds + warm_up):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(t[warm_up:]) for name, t in times.items()}
     for name, seconds in medians.items():
         print(f"{name:22} {1000 * seconds:8.2f} ms")
