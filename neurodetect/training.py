@@ -17,7 +17,8 @@ from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
-from neurodetect.resume import Checkpoint, signals_held
+from neurodetect.resume import Checkpoint
+from neurodetect.signals import signals_held
 
 LEARNING_RATE = 2e-4  #: of the recipe of 2016, for all weights and to the end
 BETAS = (0.9, 0.99)

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import os
-import signal
-import time
-
 import numpy as np
 import pytest
 import torch
 
 from neurodetect.files import UserError
-from neurodetect.resume import Checkpoint, UnfinishedRun, differences, signals_held
+from neurodetect.resume import Checkpoint, UnfinishedRun, differences
 
 
 @pytest.fixture
@@ -175,47 +171,3 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 )
 def test_differences_in_words(before, now, phrases):
     assert differences(before, now) == phrases
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with signals_held() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert not stop()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_end_of_the_block_and_a_second_does_not(number):
-    class Arrived(Exception):
-        pass
-
-    def arrive(*_):
-        raise Arrived
-
-    before = signal.signal(number, arrive)
-    try:
-        ended = False
-        with pytest.raises(Arrived), signals_held() as stop:
-            assert not stop()
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-            assert stop()
-            ended = True
-        assert ended
-        with pytest.raises(Arrived), signals_held():
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
-            time.sleep(1)
-            pytest.fail("the second was held back")
-        with pytest.raises(Arrived):
-            os.kill(os.getpid(), number)
-            time.sleep(0.01)
-    finally:
-        signal.signal(number, before)

@@ -25,6 +25,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from neurodetect.files import UserError, write_whole
 from neurodetect.regions import outlines
+from neurodetect.signals import signals_held
 
 if TYPE_CHECKING:
     from neurodetect.detection import Found
@@ -59,6 +60,7 @@ CHARTED = {key: key for key in ("recall", "precision", "combined")} | {"f1_iou50
 # Pictures
 
 
+@signals_held()
 def draw_regions(
     image: np.ndarray,
     regions: Sequence[np.ndarray] | None = None,
@@ -96,6 +98,7 @@ def draw_regions(
     return figure
 
 
+@signals_held()
 def draw_found(
     recording: Prepared, found: Found, pairs: Sequence[tuple[int, int]] = (), note: str = ""
 ) -> Figure:
@@ -121,6 +124,7 @@ def draw_found(
     return draw_matches(image, truth, found.regions, pairs, title=title, pixels_per_micron=scale)
 
 
+@signals_held()
 def draw_matches(
     image: np.ndarray,
     truth: Sequence[np.ndarray],
@@ -177,6 +181,7 @@ def draw_matches(
     return figure
 
 
+@signals_held()
 def draw_training(folds: Sequence[dict[str, list]]) -> Figure:
     """The loss and the error on held-out windows while networks were trained, a line for each network.
 
@@ -217,6 +222,7 @@ def draw_training(folds: Sequence[dict[str, list]]) -> Figure:
     return figure
 
 
+@signals_held()
 def draw_scores(rows: Sequence[dict[str, float]], names: Sequence[str]) -> Figure:
     """The scores of each recording as dots on lines from 0 to 1, and their mean as a vertical line.
 
@@ -263,6 +269,7 @@ def draw_dots(panel: Axes, values: Sequence[float], title: str) -> None:
     panel.tick_params(axis="y", length=0)
 
 
+@signals_held()
 def draw_curve(curve: Sequence[dict[str, float]], used: Collection[float]) -> Figure:
     """Recall against precision, and the scores, over the threshold of the probability.
 
@@ -314,6 +321,7 @@ def plain(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
+@signals_held()
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all. The same figure gives the same bytes.
 
@@ -326,6 +334,7 @@ def save_figure(path: str | Path, figure: Figure) -> None:
         figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": None})
 
 
+@signals_held()
 def figure_bytes(figure: Figure) -> bytes:
     """What `save_figure` writes."""
     stream = io.BytesIO()

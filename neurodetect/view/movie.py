@@ -21,6 +21,7 @@ from PIL import GifImagePlugin, Image
 from neurodetect.files import UserError, write_whole
 from neurodetect.progress import progress_bar
 from neurodetect.recording import Recording, chosen_frames
+from neurodetect.signals import signals_held
 from neurodetect.view.figures import (
     OUTLINE,
     draw_image,
@@ -146,6 +147,7 @@ class Movie:
         self.position = position
         self._refresh()
 
+    @signals_held()
     def _refresh(self) -> None:
         """Draw what changes: the axes and what else stays the same is restored, not drawn."""
         low, high = self._limits
@@ -374,7 +376,8 @@ class Movie:
 
     def _pictures(self, positions: Iterable[int]) -> Iterator[np.ndarray]:
         """Pictures as (height, width, 3) uint8, one in memory at a time."""
-        self.figure.canvas.draw()
+        with signals_held():
+            self.figure.canvas.draw()
         for position in positions:
             self.show(position)
             yield np.asarray(self.figure.canvas.buffer_rgba())[..., :3]
