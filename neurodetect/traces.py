@@ -120,7 +120,10 @@ class GroupedMean:
         self._count = int(self._group.max(initial=-1)) + 1
         pixels = np.flatnonzero(self._group >= 0)
         group = self._group.ravel()
-        self._sum_groups = incidence(group[pixels], pixels, (self._count, group.size))
+        in_float = incidence(group[pixels], pixels, (self._count, group.size))
+        self._sum_groups = {np.float64: in_float, np.int32: in_float.astype(np.int32)}
+        largest = np.bincount(group[pixels]).max(initial=0)
+        self._small_sums = largest * 2**16 <= np.iinfo(np.int32).max  # of 16-bit values
         members = [np.unique(group[of]) for of in sets]
         numbers = np.repeat(np.arange(len(sets)), [len(of) for of in members])
         columns = np.concatenate([np.zeros(0, int), *members])
@@ -135,12 +138,15 @@ class GroupedMean:
         if np.shape(frame) != self._group.shape:
             raise ValueError(f"a frame of {np.shape(frame)}, not {self._group.shape}")
         lacking, present = lacking_pixels(frame), self._sizes
-        values = np.array(frame, np.float64)
+        # Half the bytes, two thirds of the time; the sums are exact.
+        small = self._small_sums and frame.dtype.kind in "iu" and frame.dtype.itemsize <= 2
+        number = np.int32 if small else np.float64
+        values = np.array(frame, number)
         if lacking is not None:
             values[lacking] = 0
             lacked = np.bincount(self._group[lacking] + 1, minlength=self._count + 1)
             present = present - self._sum_sets @ lacked[1:]
-        sums = self._sum_sets @ (self._sum_groups @ values.ravel())
+        sums = self._sum_sets @ (self._sum_groups[number] @ values.ravel())
         with np.errstate(invalid="ignore", over="ignore"):
             return (sums / present).astype(np.float32)
 

@@ -138,6 +138,14 @@ def test_exact_against_a_plain_loop(dtype):
     assert np.array_equal(projection.image, project(frames).image)
 
 
+def test_sums_beyond_32_bits_of_frames_of_16():
+    shape = (200, 200)
+    frame = np.full(shape, 2**16 - 1, np.uint16)
+    assert frame.sum(dtype=float) > 2**31
+    traces, _ = extract([frame, frame], [np.argwhere(frame)], shape)
+    assert traces.neurons.tolist() == [[2**16 - 1] * 2]
+
+
 def test_shared_pixels_are_left_out_unless_there_are_no_others():
     one, two = np.argwhere(np.ones((4, 6))), np.argwhere(np.ones((4, 6))) + [0, 4]
     within = np.array([[1, 1], [2, 2]])  # all of it in the first

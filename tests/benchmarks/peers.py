@@ -1,6 +1,6 @@
 """This program beside its peers: the same recordings, folds, cores and scorer.
 
-python tests/benchmarks/peers.py train --programs neurodetect,unet,stardist,cellpose
+python tests/benchmarks/peers.py TRAIN_FOLDER [--programs neurodetect,unet,stardist,cellpose]
 
 TRAIN_FOLDER is what preprocessing.py wrote. Every program is trained from scratch on the same recordings of
 each fold, in a process of its own, and finds the neurons of the others; neurodetect.scoring judges them all.
@@ -8,6 +8,9 @@ StarDist and Cellpose are installed from PyPI, each into an environment of its o
 first time they are asked for; no trained weights are downloaded. The U-Net is a plain one (32 to 256 maps,
 flips and rotations, mean over eight orientations) and has this program's step from map to neurons, with
 the threshold learned as the commands do it.
+
+Suite2p (`--programs suite2p --movies FOLDER`) is not trained, and looks at movies, not at mean images: it
+finds the neurons of all recordings whose frames are in FOLDER, under their names.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 PACKAGES = {
     "stardist": ["tensorflow-cpu", "stardist"],
     "cellpose": ["cellpose>=3,<4"],  # later ones cannot be trained from scratch
+    "suite2p": ["suite2p>=1.1"],
 }
-PROGRAMS = ("neurodetect", "unet", *PACKAGES)
+UNKNOWN_RATE = 10.0  #: frames a second, where the files do not say: suite2p's default
 SIDE = 256  #: pixels of the peers' training windows; the U-Net's are half as large
 
 
@@ -219,6 +223,25 @@ def cellpose(images, labels, tests, args):
         yield model.eval(image, channels=[0, 0], diameter=float(model.net.diam_labels.item()))[0]
 
 
+def suite2p(_images, _labels, movies, args):
+    """Suite2p (Pachitariu et al.), its defaults but for the frame rate; what its classifier calls a cell."""
+    import tifffile
+    from suite2p import run_s2p
+
+    yield
+    for movie, rate in zip(movies, args.rates, strict=True):
+        labels = np.zeros(movie.shape[1:], np.int32)
+        with tempfile.TemporaryDirectory() as folder:
+            tifffile.imwrite(Path(folder, "movie.tif"), movie, photometric="minisblack")
+            run_s2p({"data_path": [folder], "save_path0": folder}, {"fs": rate})
+            plane = Path(folder, "suite2p", "plane0")
+            cells = np.load(plane / "stat.npy", allow_pickle=True)  # written a moment ago, by our own hand
+            chosen = np.load(plane / "iscell.npy")[:, 0] > 0
+        for number, cell in enumerate(cells[chosen], start=1):
+            labels[cell["ypix"], cell["xpix"]] = number
+        yield labels
+
+
 # The comparison
 
 
@@ -230,6 +253,7 @@ def worker(program: str, task: Path, result: Path, args: argparse.Namespace) -> 
             for kind in ("images", "labels", "tests")
         }
         args.names, args.test_names = arrays["names"].tolist(), arrays["test_names"].tolist()
+        args.rates = arrays["rates"].tolist()
     started = time.perf_counter()
     found = globals()[program](parts["images"], parts["labels"], parts["tests"], args)
     next(found)
@@ -253,7 +277,8 @@ def environment(program: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("train_folder", type=Path)
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--programs", default="neurodetect,unet,stardist,cellpose", help="(%(default)s)")
+    parser.add_argument("--movies", type=Path, help="folder of the recordings' frames, for suite2p")
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--first-fold", action="store_true", help="only the first of them")
     parser.add_argument("--groups", choices=["prefix"], help="as of conv2d_crossvalidation.py")
@@ -274,6 +299,7 @@ def main() -> None:
 
     from neurodetect.detection import split_folds
     from neurodetect.prepared import read_groups, read_labelled
+    from neurodetect.recording import find_recording, name_of, open_recording
     from neurodetect.regions import labels_to_regions, regions_to_labels
     from neurodetect.scoring import compare_regions, match_threshold
 
@@ -283,16 +309,25 @@ def main() -> None:
     folds = split_folds(len(recordings), args.folds, args.seed, groups)[: 1 if args.first_fold else None]
     print("program      train s  find s/image  combined  F1 IoU.5  recordings")
     results = {}
+    there = {name_of(path) for path in args.movies.iterdir()} if args.movies else ()
+    with_movie = [i for i, name in enumerate(names) if name in there]
+    if "suite2p" in args.programs and not with_movie:
+        sys.exit("suite2p looks at movies; add --movies FOLDER, in which they have the recordings' names")
     for program in args.programs.split(","):
         python = environment(program, args.environments)
         rows, seconds = {}, []
-        for held_out in folds:
+        for held_out in [with_movie] if program == "suite2p" else folds:
             tests = [recordings[i] for i in held_out]
             others = [r for i, r in enumerate(recordings) if i not in held_out]
+            movies = (
+                [open_recording(find_recording(args.movies, r.name)) for r in tests]
+                if program == "suite2p"
+                else []
+            )
             arrays = {
                 "images": [r.image for r in others],
                 "labels": [regions_to_labels(r.regions, r.image.shape) for r in others],
-                "tests": [r.image for r in tests],
+                "tests": [np.stack([*movie]) for movie in movies] or [r.image for r in tests],
             }
             with tempfile.TemporaryDirectory() as folder:
                 task, result = Path(folder, "task.npz"), Path(folder, "result.npz")
@@ -300,6 +335,7 @@ def main() -> None:
                     task,
                     names=[r.name for r in others],
                     test_names=[r.name for r in tests],
+                    rates=[movie.rate_hz or UNKNOWN_RATE for movie in movies],
                     **{f"{kind}_count": len(each) for kind, each in arrays.items()},
                     **{f"{kind}{i}": array for kind, each in arrays.items() for i, array in enumerate(each)},
                 )
