@@ -179,6 +179,9 @@ def test_of_a_new_recording_the_most_alike_ones_are_those_that_share_most_of_its
     ):
         assert {g: [r.name for r in of] for g, of in kin([name], recordings).items()} == {group: of}
     assert kin(["mouse", "03.00", "4.00", "_", ""], recordings) == {}
+    more = [*recordings, *(random_recording(name, 0) for name in ("04.02", "04.01.b", "05.00.a", "05.00.b"))]
+    for name, group, count in (("04.00.test", "04", 4), ("04.01.c", "04", 4), ("05.00.c", "05.00", 2)):
+        assert {g: len(of) for g, of in kin([name], more).items()} == {group: count}
     assert kin(names, recordings) == {}  # what was learned from is not new
 
 
