@@ -138,7 +138,7 @@ class GroupedMean:
         if np.shape(frame) != self._group.shape:
             raise ValueError(f"a frame of {np.shape(frame)}, not {self._group.shape}")
         lacking, present = lacking_pixels(frame), self._sizes
-        # Half the bytes, two thirds of the time; the sums are exact.
+        # Half the bytes, three quarters of the time; the sums are exact.
         small = self._small_sums and frame.dtype.kind in "iu" and frame.dtype.itemsize <= 2
         number = np.int32 if small else np.float64
         values = np.array(frame, number)
