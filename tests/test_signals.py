@@ -16,6 +16,14 @@ from neurodetect.view import figures
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 
 
+class Arrived(Exception):
+    """What the handler of a signal raises in these tests."""
+
+
+def arrive(*_):
+    raise Arrived
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -30,12 +38,6 @@ def test_an_ignored_signal_stays_ignored():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_end_of_the_block_and_a_second_does_not(number):
-    class Arrived(Exception):
-        pass
-
-    def arrive(*_):
-        raise Arrived
-
     before = signal.signal(number, arrive)
     try:
         ended = False
@@ -59,12 +61,6 @@ def test_a_signal_waits_for_the_end_of_the_block_and_a_second_does_not(number):
 
 
 def test_a_signal_waits_until_a_figure_is_drawn(tmp_path, monkeypatch):
-    class Arrived(Exception):
-        pass
-
-    def arrive(*_):
-        raise Arrived
-
     transform, calls = Affine2DBase.transform_affine, []
 
     class Number:

@@ -235,7 +235,7 @@ def suite2p(_images, _labels, movies, args):
             tifffile.imwrite(Path(folder, "movie.tif"), movie, photometric="minisblack")
             run_s2p({"data_path": [folder], "save_path0": folder}, {"fs": rate})
             plane = Path(folder, "suite2p", "plane0")
-            cells = np.load(plane / "stat.npy", allow_pickle=True)  # written a moment ago, by our own hand
+            cells = np.load(plane / "stat.npy", allow_pickle=True)  # by suite2p, a moment ago
             chosen = np.load(plane / "iscell.npy")[:, 0] > 0
         for number, cell in enumerate(cells[chosen], start=1):
             labels[cell["ypix"], cell["xpix"]] = number
@@ -319,11 +319,9 @@ def main() -> None:
         for held_out in [with_movie] if program == "suite2p" else folds:
             tests = [recordings[i] for i in held_out]
             others = [r for i, r in enumerate(recordings) if i not in held_out]
-            movies = (
-                [open_recording(find_recording(args.movies, r.name)) for r in tests]
-                if program == "suite2p"
-                else []
-            )
+            movies = [
+                open_recording(find_recording(args.movies, r.name)) for r in tests if program == "suite2p"
+            ]
             arrays = {
                 "images": [r.image for r in others],
                 "labels": [regions_to_labels(r.regions, r.image.shape) for r in others],
