@@ -98,7 +98,6 @@ def draw_regions(
     return figure
 
 
-@signals_held()
 def draw_found(
     recording: Prepared, found: Found, pairs: Sequence[tuple[int, int]] = (), note: str = ""
 ) -> Figure:

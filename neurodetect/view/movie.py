@@ -107,6 +107,7 @@ class Movie:
         self._lay_out(regions, labels)
         self.show(0)
 
+    @signals_held()
     def _lay_out(self, regions: Sequence[np.ndarray] | None, labels: str) -> None:
         """Make the figure: panels with black images, outlines, and the line that counts the frames."""
         recording = self.recording
