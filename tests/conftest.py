@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import signal
 import subprocess
@@ -67,6 +68,12 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=30, help="kills of tests/test_faults.py (default: 30)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # of `-n`: several such processes, each with a thread a core, are slower
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that are run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
