@@ -20,6 +20,7 @@ from neurodetect.averaging import Projection, lacking_pixels, project
 from neurodetect.regions import unique_pixels
 
 INNER_RADIUS = 2  #: pixels about a neuron that are not in its surround: suite2p's inner_neuropil_radius
+INNER_STEPS = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), INNER_RADIUS)
 SURROUND_PIXELS = 350  #: that a surround has more than: suite2p's min_neuropil_pixels
 GROWTH = 5  #: pixels to each side by which the rectangle of a surround grows at a time
 MOST_GROWTHS = 100
@@ -224,18 +225,19 @@ def surround(region: np.ndarray, free: np.ndarray, above: np.ndarray) -> np.ndar
     end = np.minimum(region.max(axis=0) + INNER_RADIUS + 1, limits)
     inner = np.zeros(end - first, bool)
     inner[tuple((region - first).T)] = True
-    inner = ndimage.binary_dilation(inner, iterations=INNER_RADIUS)
-    inner_free, corner = np.count_nonzero(free[tuple(map(slice, first, end))] & inner), first
+    inner = ndimage.binary_dilation(inner, INNER_STEPS)
+    place = tuple(map(slice, first, end))
+    inner_free = np.count_nonzero(free[place] & inner)
     for _ in range(MOST_GROWTHS):
         first, end = np.maximum(first - GROWTH, 0), np.minimum(end + GROWTH, limits)
         (top, left), (bottom, right) = first, end
         inside = above[bottom, right] - above[top, right] - above[bottom, left] + above[top, left]
         if inside - inner_free > SURROUND_PIXELS or (not first.any() and (end == limits).all()):
             break
-    covered = np.ravel_multi_index(tuple(np.argwhere(inner).T + corner[:, None]), free.shape)
-    rows, columns = np.nonzero(free[top:bottom, left:right])
-    chosen = np.ravel_multi_index((rows + top, columns + left), free.shape)
-    return np.setdiff1d(chosen, covered, assume_unique=True)
+    chosen = free[top:bottom, left:right].copy()
+    chosen[tuple(slice(s.start - f, s.stop - f) for s, f in zip(place, first, strict=True))] &= ~inner
+    rows, columns = np.nonzero(chosen)
+    return np.ravel_multi_index((rows + top, columns + left), free.shape)
 
 
 def flat_indices(regions: Sequence[np.ndarray], shape: tuple[int, int]) -> list[np.ndarray]:
