@@ -29,7 +29,9 @@ def main() -> None:
         require_display()
     refuse_recording(args.output_folder)
     reading = console.chosen_of_recording(args)
-    recordings = open_recordings(args.recordings, reading, args.pixels_per_micron, args.labels)
+    recordings = open_recordings(
+        args.recordings, reading, args.pixels_per_micron, args.labels, tuple(args.move_labels)
+    )
     require_writable(args.output_folder)
 
     for recording in recordings:

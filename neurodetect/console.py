@@ -406,6 +406,15 @@ def preprocessing_options(description: str) -> argparse.Namespace:
         "them), a label image (.tif, .png), Suite2p's stat.npy, Cellpose's _seg.npy, or a submission.json "
         "whose neurons someone corrected; for one RECORDING (default: those in or beside the recording)",
     )
+    group.add_argument(
+        "--move-labels",
+        nargs=2,
+        type=int,
+        default=(0, 0),
+        metavar=("ROWS", "COLUMNS"),
+        help="move all labels by so many rows down and columns right, -1 -1 where their pixels were counted "
+        "from 1; what leaves the image is cut off. This command says where labels lie beside their cells",
+    )
     add_scale_option(group)
     args = parser.parse_args()
     if args.labels is not None and len(args.recordings) > 1:

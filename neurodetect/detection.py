@@ -26,6 +26,8 @@ from neurodetect.regions import (
     find_by_threshold,
     find_regions,
     mean_probability,
+    move_regions,
+    offset_of_cells,
     regions_to_mask,
     regions_to_separate_mask,
 )
@@ -51,8 +53,8 @@ class TrainingSettings:
         How many batches of how many windows.
     recipe : {"standard", "2016"}
         "2016" draws windows with flips only and keeps the learning rate. "standard" draws them in eight
-        orientations, from masks in which touching neurons are apart, and has rates that rise and fall, see
-        `training.train`.
+        orientations, from masks in which touching neurons are apart and lie where the cells are, see
+        `regions.offset_of_cells`, and has rates that rise and fall, see `training.train`.
     background : {"keep", "subtract", "normalize"}
         See `projection.network_input`.
     seed : int
@@ -218,7 +220,12 @@ def train_network(
     def images(of: Sequence[Prepared]) -> list[np.ndarray]:
         return [network_input(r.image, settings.background, r.valid) for r in of]
 
-    masks = [paint(r.regions, r.image.shape) for r in recordings]
+    def neurons(of: Prepared) -> list[np.ndarray]:
+        # Windows are turned over: a network cannot learn that labels lie to one side of the cells.
+        offset = offset_of_cells(of.image, of.regions) if standard else (0, 0)
+        return move_regions(of.regions, offset, of.image.shape)
+
+    masks = [paint(neurons(r), r.image.shape) for r in recordings]
     windows = PatchSampler(
         images(recordings),
         masks,

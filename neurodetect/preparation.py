@@ -21,7 +21,7 @@ from neurodetect.prepared import (
 from neurodetect.progress import progress_bar
 from neurodetect.projection import clip_bright, fill_missing
 from neurodetect.recording import Recording, chosen_frames, is_prepared, open_recording
-from neurodetect.regions import require_distinct_datasets, rows_and_columns_exchanged
+from neurodetect.regions import offset_of_cells, require_distinct_datasets, rows_and_columns_exchanged
 from neurodetect.view.figures import draw_regions, save_figure
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def open_recordings(
     reading: Mapping[str, Any],
     pixels_per_micron: float | None = None,
     labels: str | None = None,
+    move_labels: tuple[int, int] = (0, 0),
 ) -> list[Recording]:
     """Open recordings that shall be prepared together.
 
@@ -42,7 +43,7 @@ def open_recordings(
     reading : mapping
         What was chosen of each, see `prepared.READING`.
     pixels_per_micron : float, optional
-        Their scale, and `labels` their file of labels, see `open_recording`.
+        Their scale; and `labels`, their file of labels, and `move_labels`, see `open_recording`.
 
     Raises
     ------
@@ -50,9 +51,8 @@ def open_recordings(
         As of `open_recording`; or a name is no name for files, or two are one dataset in a submission.
     """
     options = {key: value for key, value in reading.items() if key != "frames"}
-    recordings = [
-        open_recording(path, labels=labels, pixels_per_micron=pixels_per_micron, **options) for path in paths
-    ]
+    options |= {"labels": labels, "move_labels": move_labels, "pixels_per_micron": pixels_per_micron}
+    recordings = [open_recording(path, **options) for path in paths]
     for recording in recordings:
         require_name(recording.name)
     require_distinct_datasets(recording.name for recording in recordings)
@@ -94,6 +94,12 @@ def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]
         console.warn(
             f"{name}: the labels fit the image much better with rows and columns exchanged; "
             f"look at X_{name}.png, and exchange them there, or in the frames with --transpose"
+        )
+    elif regions and (offset := offset_of_cells(image, regions)) != (0, 0):
+        down, right = offset
+        console.warn(
+            f"{name}: the cells lie {down} rows (down) and {right} columns (right) from their labels, see "
+            f"X_{name}.png; training allows for it, scores do not: mend it with --move-labels {down} {right}"
         )
     rows, columns = recording.shape
     console.say(f"{name}: {console.count(len(chosen), 'frame')} of {rows} x {columns} px, {neurons}")

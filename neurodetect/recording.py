@@ -27,7 +27,7 @@ from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
 from neurodetect.formats.labels import Named, find_labels, read_named_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
 from neurodetect.formats.tiff import HEADERS, TiffFrames
-from neurodetect.regions import cut_region, part_name
+from neurodetect.regions import cut_region, move_regions, part_name
 
 Crop = Sequence[Sequence[int]]  #: first row and end of the rows, first column and end of the columns
 
@@ -189,6 +189,7 @@ def open_recording(
     labels: str | Path | None = None,
     pixels_per_micron: float | None = None,
     labelled: bool = True,
+    move_labels: tuple[int, int] = (0, 0),
     crop: Crop | None = None,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
@@ -211,6 +212,8 @@ def open_recording(
         The scale, where no `info.json` says it.
     labelled : bool
         Whether to look for labels; otherwise it does not matter what is wrong with them.
+    move_labels : (int, int)
+        Rows and columns to move them by, see `regions.move_regions`.
     crop : ((int, int), (int, int)), optional
         Only the rows from the first to before the second, counted from 0, and columns alike: a recording of
         its own. Its neurons are cut at the edges, and their pixels are counted from its own first ones.
@@ -241,7 +244,7 @@ def open_recording(
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        neurons, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
+        neurons, unread = labelled_neurons(path, frames, labels, move_labels) if labelled else (None, [])
         return Recording(path, frames, neurons, {}, frames.notes + unread, pixels_per_micron, crop)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
@@ -258,7 +261,7 @@ def open_recording(
     notes = [*chosen.notes, *frames.notes]
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
-    neurons, unread = labelled_neurons(path, frames, labels) if labelled else (None, [])
+    neurons, unread = labelled_neurons(path, frames, labels, move_labels) if labelled else (None, [])
     info = read_info(path / "info.json")
     if pixels_per_micron and pixels_per_micron_of(info) not in (None, pixels_per_micron):
         notes.append(f"info.json says {pixels_per_micron_of(info):g} pixels per micron, which counts")
@@ -303,23 +306,31 @@ def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> No
 
 
 def labelled_neurons(
-    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None
+    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None, move: tuple[int, int]
 ) -> tuple[Named | None, list[str]]:
-    """The labelled neurons of a recording with their names, None without labels; a line on what is not read.
+    """The labelled neurons of a recording with their names, None without labels; lines on what is not read.
 
     They come from the given file, or else from what lies in or beside the recording, or from the NWB file.
+    They are moved by so many rows and columns.
     """
-    if labels is not None:
-        return read_named_labels(Path(labels), frames.shape, name_of(path)), []
-    found, unread = find_labels(path)
+    source, unread = (Path(labels), []) if labels is not None else find_labels(path)
     names = listed(file.name for file in unread)
     notes = [f"{names}: not read; --labels FILE says which file has the labels"] if unread else []
-    if found is not None:
-        return read_named_labels(found, frames.shape, name_of(path)), notes
-    if isinstance(frames, Hdf5Frames):
+    neurons: Named | None = None
+    if source is not None:
+        neurons = read_named_labels(source, frames.shape, name_of(path))
+    elif isinstance(frames, Hdf5Frames):
         segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
-        return None if segmented is None else [(region, None) for region in segmented], notes
-    return None, notes
+        neurons = None if segmented is None else [(region, None) for region in segmented]
+    if neurons is None or not any(move):
+        return neurons, notes
+    moved = move_regions([region for region, _ in neurons], move, frames.shape)
+    cut = sum(len(after) < len(before) for after, (before, _) in zip(moved, neurons, strict=True))
+    neurons = [(after, name) for after, (_, name) in zip(moved, neurons, strict=True) if len(after)]
+    if not neurons:
+        raise UserError(f"{path}: --move-labels {move[0]} {move[1]} moves all labels out of the image")
+    ends = f"; cut or left out at the image's edges: {cut}" if cut else ""
+    return neurons, [*notes, f"labels moved by {move[0]} rows (down) and {move[1]} columns (right){ends}"]
 
 
 def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:

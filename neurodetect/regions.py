@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ SPLIT_DISTANCE = 0.25  #: smallest distance between two cells' centres, but no l
 CLEARANCE = 2  #: pixels about the cells found, their skirts, that no fainter cell may have
 RIM_SHARE = 0.8  #: of the threshold: what a pixel beside a neuron must have to be its rim
 EDGE_SHARE = 0.5  #: of a neuron's mean probability: what a pixel beside it must have to join it at last
+SIZE_SMOOTHING = 0.4  #: of the usual cell's radius: standard deviation of the Gaussian that evens sizes
+SMOOTHED_FAR = 3.0  #: standard deviations from which nothing is added
 RING = 3  #: pixels round a neuron that it is compared with
-EXCHANGED_BY_CHANCE = 1e-4  #: the probability at which rows and columns are called exchanged
+MISFIT_BY_CHANCE = 1e-4  #: the probability at which labels are said to lie elsewhere than the cells
+MOST_OFFSET = 2  #: rows and columns, up or down, by which they may lie off
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
 NAMES_SHOWN = 5  #: recordings that an error names; a file may have thousands
@@ -76,13 +80,13 @@ def find_regions(
         "watershed" tells touching cells apart and gives each its rim, see `split_touching` and `add_rim`.
         What it takes for the size of a cell it then learns from the map itself: cells are sought again with
         the median area of those found. With a threshold below CELL_THRESHOLD fainter cells are sought between
-        these, see `add_fainter`. At last faint cells grow, see `grow_faint`. "connected" gives plain
-        connected components.
+        these, see `add_fainter`. At last faint cells grow, see `grow_faint`, and all come nearer to the
+        usual size, see `even_sizes`. "connected" gives plain connected components.
     smallest_area : float, optional
         Regions of fewer pixels, not counting the rim, are dropped. Without it SMALLEST_SHARE of the
         typical area (with "watershed" that of the map), or SMALLEST_AREA where that is not known.
     threshold : float
-        Pixels above it are neuron; those of a rim may be lower.
+        Pixels above it are neuron; those at a neuron's edge may be lower.
     typical_area : float, optional
         Pixels of a typical neuron, e.g. the median of labelled ones: how finely touching cells are split at
         first, and to the end where fewer than FEWEST_FOR_SIZE are found.
@@ -133,7 +137,7 @@ def find_by_threshold(
             regions = cells
             if threshold < CELL_THRESHOLD:
                 regions = add_fainter(cells, probability, smallest_area, threshold, area)
-            regions = grow_faint(regions, probability)
+            regions = even_sizes(grow_faint(regions, probability), probability)
         else:
             labels, _ = ndimage.label(probability > threshold)
             regions = labels_to_regions(drop_small(labels, smallest_area, typical_area))
@@ -262,6 +266,43 @@ def grow_faint(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[n
     return labels_to_regions(add_rim(labels, probability, half))
 
 
+def even_sizes(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[np.ndarray]:
+    """Cells as near to the size that is usual in their recording as the network is unsure of them.
+
+    Where a faint cell ends is uncertain, so that those found differ more in size than labelled ones do. To
+    the area of each, its own and the median one are multiplied, each to the power of a share, its mean
+    probability p and 1 - p. The cell is then where, smoothed, it is densest. One of probability 1 stays as
+    it is, as all do where there are not FEWEST_FOR_SIZE to tell what is usual.
+
+    Parameters
+    ----------
+    regions : sequence of (n, 2) int arrays
+        None of which overlap; nor do those returned, each of which is in one piece.
+    probability : (H, W) array
+    """
+    if len(regions) < FEWEST_FOR_SIZE:
+        return list(regions)
+    usual = float(np.median([len(region) for region in regions]))
+    smooth = SIZE_SMOOTHING * math.sqrt(usual / math.pi)
+    margin = math.ceil(SMOOTHED_FAR * smooth)
+    labels = regions_to_labels(regions, probability.shape)
+    sure = mean_probability(probability, regions)
+    for number, (region, share) in enumerate(zip(regions, sure, strict=True), start=1):
+        count = round(len(region) ** share * usual ** (1 - share))
+        if count == len(region):
+            continue
+        first = np.maximum(region.min(axis=0) - margin, 0)
+        part = labels[tuple(map(slice, first, region.max(axis=0) + margin + 1))]
+        own = part == number
+        density = ndimage.gaussian_filter(own.astype(np.float32), smooth, truncate=SMOOTHED_FAR)
+        density[(part > 0) & ~own] = 0
+        count = min(count, np.count_nonzero(density))
+        pieces, _ = ndimage.label(density >= np.partition(density.ravel(), -count)[-count])
+        part[own] = 0
+        part[pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()] = number
+    return labels_to_regions(labels)
+
+
 def add_rim(labels: np.ndarray, probability: np.ndarray, lowest: float | np.ndarray) -> np.ndarray:
     """Cells one pixel larger, where the probability allows it.
 
@@ -373,31 +414,81 @@ def rows_and_columns_exchanged(image: np.ndarray, regions: Sequence[np.ndarray])
 
     if not len(regions):
         return False
-    given = contrasts(image, regions)
-    exchanged = contrasts(image, [region[:, ::-1] for region in regions])
-    return bool(mannwhitneyu(exchanged, given, alternative="greater").pvalue < EXCHANGED_BY_CHANCE)
+    (given,) = contrasts(image, regions)
+    (exchanged,) = contrasts(image, [region[:, ::-1] for region in regions])
+    return bool(mannwhitneyu(exchanged, given, alternative="greater").pvalue < MISFIT_BY_CHANCE)
 
 
-def contrasts(image: np.ndarray, regions: Sequence[np.ndarray]) -> np.ndarray:
-    """How much each neuron differs from the ring around it: (number of neurons,), at least 0.
+def offset_of_cells(image: np.ndarray, regions: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How far the cells of an image lie from where they are labelled: rows and columns, in whole pixels.
 
-    The difference of the means, bright or dark, in standard deviations of the image thereabouts; 0 for a
-    neuron that is not wholly in the image, or has neurons only around it.
+    Labels that were counted from 1 are a row and a column too far down and right, and those of a movie that
+    was moved afterwards are where its cells were. The cells are where the labelled neurons, all moved alike
+    by up to MOST_OFFSET pixels, differ most from what surrounds them, bright or dark: by the sum of squares.
+    It is (0, 0) where they do not clearly differ more than as they are, by the signed-rank test of Wilcoxon
+    (1945).
+
+    Parameters
+    ----------
+    image : (H, W) array
+        The mean image, or any in which neurons can be seen.
+    regions : sequence of (n, 2) int arrays
+        `[row, column]` pixels of each neuron.
+
+    Examples
+    --------
+    >>> image = np.zeros((60, 60))
+    >>> image[4::8, 4::8] = 1
+    >>> counted_from_1 = [np.array([place]) + 1 for place in np.argwhere(image)]
+    >>> offset_of_cells(image, counted_from_1)
+    (-1, -1)
     """
-    values = np.zeros(len(regions))
-    inside = [i for i, region in enumerate(regions) if (region < image.shape).all()]
-    taken = regions_to_mask([regions[i] for i in inside], image.shape).astype(bool)
-    for i in inside:
-        region = regions[i]
-        first = np.maximum(region.min(axis=0) - RING, 0)
-        around = tuple(map(slice, first, region.max(axis=0) + RING + 1))
-        neuron = np.zeros(taken[around].shape, bool)
-        neuron[tuple((region - first).T)] = True
-        ring = ndimage.binary_dilation(neuron, np.ones((3, 3)), RING) & ~taken[around]
-        spread = image[around].std()
-        if ring.any() and spread > 0:
-            values[i] = abs(image[around][neuron].mean() - image[around][ring].mean()) / spread
-    return values
+    from scipy.stats import wilcoxon  # half a second, see `split_touching`
+
+    if not len(regions):
+        return 0, 0
+    steps = range(-MOST_OFFSET, MOST_OFFSET + 1)
+    offsets = [(0, 0), *product(steps, steps)]
+    differences = contrasts(image, regions, offsets) ** 2
+    best = int(differences.sum(axis=1).argmax())  # the first of those alike, so (0, 0) before others
+    if best and wilcoxon(differences[best], differences[0], alternative="greater").pvalue < MISFIT_BY_CHANCE:
+        return offsets[best]
+    return 0, 0
+
+
+def contrasts(
+    image: np.ndarray, regions: Sequence[np.ndarray], offsets: Sequence[tuple[int, int]] = ((0, 0),)
+) -> np.ndarray:
+    """How much each neuron differs from the ring around it, with all moved by each offset in turn.
+
+    The difference of the means, bright or dark, in standard deviations of the image thereabouts: (number of
+    offsets, number of neurons), at least 0. It is 0 for a neuron that is not wholly in the image, or has
+    neurons only around it. What an offset moves out of the image has the values at its edge.
+    """
+    from skimage.segmentation import expand_labels  # see `split_touching`
+
+    inside = [region if (region < image.shape).all() else region[:0] for region in regions]
+    cells = regions_to_labels(inside, image.shape)
+    near = expand_labels(cells, RING)
+    rows, columns = np.nonzero(near)
+    # Two sets of pixels for each neuron: its ring, and itself.
+    sets = 2 * near[rows, columns] + (cells[rows, columns] > 0)
+    margin = max(abs(step) for offset in offsets for step in offset)
+    wide = np.pad(image - np.mean(image, dtype=np.float64), margin, mode="edge")
+
+    def sums(values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(sets, values, 2 * len(regions) + 2).reshape(-1, 2)[1:]
+
+    result, counts = [], sums()
+    for down, right in offsets:
+        values = wide[rows + margin + down, columns + margin + right]
+        totals, squares = sums(values), sums(values**2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ring, cell = (totals / counts).T
+            both = totals.sum(axis=1) / counts.sum(axis=1)
+            contrast = abs(cell - ring) / np.sqrt(squares.sum(axis=1) / counts.sum(axis=1) - both**2)
+        result.append(np.nan_to_num(contrast, posinf=0))
+    return np.array(result)
 
 
 # Outlines
@@ -565,6 +656,20 @@ def cut_region(region: np.ndarray, rows: range, columns: range) -> np.ndarray:
     """
     moved = region - (rows.start, columns.start)
     return moved[((moved >= 0) & (moved < (len(rows), len(columns)))).all(axis=1)]
+
+
+def move_regions(
+    regions: Sequence[np.ndarray], offset: tuple[int, int], shape: tuple[int, int]
+) -> list[np.ndarray]:
+    """Neurons moved by so many rows down and columns right; what leaves the image (H, W) is cut off.
+
+    Examples
+    --------
+    >>> [region.tolist() for region in move_regions([np.array([[0, 1], [1, 1]])], (-1, 2), (9, 9))]
+    [[[0, 3]]]
+    """
+    rows, columns = (range(-step, side - step) for step, side in zip(offset, shape, strict=True))
+    return [cut_region(region, rows, columns) for region in regions]
 
 
 def part_name(name: str, rows: range, columns: range) -> str:

@@ -17,7 +17,7 @@ from neurodetect.processes import ALONE, Team
 from neurodetect.weights import load_safely, save_whole
 
 RUN_FILE = "run.json"
-RUN_FORMAT = "neurodetect unfinished run 7"  #: since 7 many recordings teach layers before fewer more alike
+RUN_FORMAT = "neurodetect unfinished run 8"  #: since 8 labels lie where the cells are, and sizes are evened
 # A name is a stranger's, and may be as long as the name of a file can be: files have 16 digits of its hash.
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"

@@ -10,13 +10,14 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from conftest import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neurodetect.files import UserError
 from neurodetect.formats.axes import Axes, Choice, chosen_pages
 from neurodetect.recording import open_recording
-from neurodetect.regions import write_regions
+from neurodetect.regions import regions_to_mask, write_regions
 from neurodetect.synthetic import simulate_frames, simulate_regions
 
 SHAPE = (6, 9)
@@ -684,6 +685,45 @@ def test_labels_with_rows_and_columns_exchanged_bring_a_warning(tmp_path, comman
         assert result.returncode == 0
         assert ("fit the image much better with rows and columns exchanged" in result.stderr) == exchanged
         assert ("much better with rows and columns exchanged\n" in result.stdout) == exchanged
+
+
+def test_labels_beside_their_cells_bring_a_warning_and_can_be_moved(tmp_path, command):
+    rng = np.random.default_rng(3)
+    neurons = simulate_regions((150, 150), 60, rng)
+    folder = tmp_path / "mouse" / "images"
+    folder.mkdir(parents=True)
+    frames = np.array(list(simulate_frames(neurons, (150, 150), 10, rng)))
+    tifffile.imwrite(folder / "m.tif", frames, photometric="minisblack")
+    corner = np.array([[0, 0], [0, 1], [1, 0]])
+    counted_from_1 = [*(region + 1 for region in neurons if region.max() < 149), corner]
+    content = [{"id": f"cell {i}", "coordinates": r.tolist()} for i, r in enumerate(counted_from_1)]
+    (tmp_path / "mouse" / "regions").mkdir()
+    (tmp_path / "mouse" / "regions" / "regions.json").write_text(json.dumps(content))
+
+    result = command("preprocessing.py", "mouse", "out")
+    assert result.returncode == 0
+    assert "mouse: the cells lie -1 rows (down) and -1 columns (right)" in result.stderr
+    assert "mend it with --move-labels -1 -1\n" in result.stderr
+    assert len(json.loads((tmp_path / "out/regions_mouse.json").read_text())) == len(counted_from_1)
+
+    result = command("preprocessing.py", "mouse", "out", "--move-labels", -1, -1)
+    assert result.returncode == 0 and result.stderr == ""
+    assert (
+        "labels moved by -1 rows (down) and -1 columns (right); cut or left out at the image's edges: 1\n"
+        in result.stdout
+    )
+    moved = json.loads((tmp_path / "out/regions_mouse.json").read_text())
+    expected = [region for region in neurons if region.max() < 149]  # and not the corner's
+    assert [region["coordinates"] for region in moved] == [region.tolist() for region in expected]
+    assert [region["id"] for region in moved] == [f"cell {i}" for i in range(len(expected))]
+    assert np.array_equal(np.load(tmp_path / "out/y_mouse.npy"), regions_to_mask(expected, (150, 150)))
+    # The part of an image has those that lie there after they were moved.
+    crop = "--crop", "20:90,30:120"
+    assert command("preprocessing.py", "mouse", "out", *crop, "--move-labels", -1, -1).returncode == 0
+    part = np.load(tmp_path / "out/y_mouse.rows20-90.columns30-120.npy")
+    assert np.array_equal(part, regions_to_mask(expected, (150, 150))[20:90, 30:120])
+    result = command("preprocessing.py", "mouse", "out", "--move-labels", 200, 0)
+    assert_refused(result, "mouse", "--move-labels 200 0 moves all labels out of the image")
 
 
 def test_a_dataset_of_an_hdf5_file_in_chunks_long_in_time(tmp_path, command):

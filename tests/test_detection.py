@@ -15,7 +15,9 @@ from neurodetect.detection import (
 from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, write_prepared
-from neurodetect.regions import regions_to_mask
+from neurodetect.projection import standardize
+from neurodetect.regions import move_regions, regions_to_mask, regions_to_separate_mask
+from neurodetect.synthetic import simulate_regions
 from neurodetect.weights import save_network
 
 
@@ -48,6 +50,29 @@ def test_missing_pixels_are_neither_seen_nor_drawn(monkeypatch):
     bare = recording._replace(mask=mask * ~valid, regions=regions[:1])
     train_network([recording], settings, held_out=[bare])
     assert given[-1] is None
+
+
+def test_windows_have_the_labels_where_the_cells_are(monkeypatch):
+    """Labels counted from 1 are moved for training, but not by the recipe of 2016, nor others'."""
+    given = []
+    monkeypatch.setattr(detection, "NeuronNet", lambda generator: torch.nn.Identity())
+    monkeypatch.setattr(detection, "train", lambda _, windows, *a, **k: given.append(windows))
+    rng = np.random.default_rng(0)
+    regions = simulate_regions((110, 100), 25, rng)
+    image = (regions_to_mask(regions, (110, 100)) + rng.normal(0, 0.2, (110, 100))).astype(np.float32)
+    counted_from_1 = move_regions(regions, (1, 1), image.shape)
+    for recipe, labels, expected in (
+        ("standard", counted_from_1, move_regions(counted_from_1, (-1, -1), image.shape)),
+        ("standard", regions, regions),
+        ("2016", counted_from_1, counted_from_1),
+    ):
+        recording = Prepared("a", image, regions_to_mask(labels, image.shape), labels, None)
+        train_network([recording], TrainingSettings(1, 2, recipe, "keep", 5, "cpu", "float32"))
+        standard = recipe == "standard"
+        mask = (regions_to_separate_mask if standard else regions_to_mask)(expected, image.shape)
+        same = PatchSampler([standardize(image)], [mask], seed=5, transpose=standard)
+        for mine, theirs in zip(given.pop().sample(60), same.sample(60), strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 def test_a_typical_neuron_is_the_median_and_keeps_its_size_in_microns():

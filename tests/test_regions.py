@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,18 +10,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from skimage.draw import disk, ellipse
+from skimage.segmentation import expand_labels
 
 from neurodetect.files import UserError
 from neurodetect.regions import (
     METHODS,
     add_fainter,
+    contrasts,
     dataset_name,
+    even_sizes,
     find_by_threshold,
     find_cells,
     find_regions,
     grow_faint,
     labels_to_regions,
     mean_probability,
+    move_regions,
+    offset_of_cells,
     parse_regions,
     read_regions,
     read_submission,
@@ -43,9 +49,10 @@ regions_lists = st.lists(
 )
 
 
-@pytest.mark.parametrize("shape", [(120, 120), (90, 160), (160, 90)])
-@pytest.mark.parametrize("kind", ["bright", "dark with a bright rim", "half of them invisible"])
-def test_exchanged_rows_and_columns_are_noticed(shape, kind):
+KINDS = ("bright", "dark with a bright rim", "half of them invisible")
+
+
+def disks_in_an_image(shape, kind):
     rng = np.random.default_rng(0)
     regions = disks(shape, rng.uniform(6, np.array(shape) - 6, (60, 2)), 4)
     image = ndimage.gaussian_filter(rng.normal(size=shape), 8) * 30 + rng.normal(size=shape)  # uneven light
@@ -57,6 +64,54 @@ def test_exchanged_rows_and_columns_are_noticed(shape, kind):
             image += 2 * mask * (number % 2)
         else:
             image += 2.0 * (ndimage.binary_dilation(mask) - mask) - 2 * mask
+    return regions, image
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [(0, 0), (1, 1), (-1, 0), (0, 2), (2, -1)])
+def test_labels_beside_their_cells_are_noticed(kind, offset):
+    regions, image = disks_in_an_image((120, 140), kind)
+    labels = [region - offset for region in regions]
+    assert offset_of_cells(image, labels) == offset
+    assert offset_of_cells(1e6 - 40 * image, labels) == offset  # whatever the scale, bright or dark
+    assert offset_of_cells(image, labels[:3]) == (0, 0)  # too few to tell
+    assert offset_of_cells(image, []) == (0, 0)
+    other = [region[::-1] - (40, 3) for region in regions]  # where no cells are
+    for picture in (np.ones(image.shape), np.random.default_rng(1).normal(size=image.shape)):
+        assert offset_of_cells(picture, labels) == (0, 0)
+    assert offset_of_cells(image, other) == (0, 0)
+
+
+def test_contrast_is_that_of_a_neuron_and_its_ring():
+    rng = np.random.default_rng(2)
+    image = rng.normal(100, 5, (40, 50))
+    regions = [*disks(image.shape, [(12, 14), (13, 21), (30, 40)], 4), np.array([[39, 50]])]
+    labels = regions_to_labels(regions[:3], image.shape)
+    nearest = expand_labels(labels, 3)
+    expected = []
+    for number in (1, 2, 3):
+        cell, ring = image[labels == number], image[(nearest == number) & (labels == 0)]
+        spread = np.concatenate([cell, ring]).std()
+        expected.append(abs(cell.mean() - ring.mean()) / spread)
+    still, moved = contrasts(image, regions, [(0, 0), (1, -2)])
+    np.testing.assert_allclose(still, [*expected, 0], rtol=1e-9)  # one is not in the image
+    np.testing.assert_allclose(
+        moved[:3], contrasts(np.roll(image, (-1, 2), (0, 1)), regions)[0][:3], rtol=1e-9
+    )
+
+
+@given(regions_lists, st.integers(-5, 5), st.integers(-5, 5))
+def test_moved_neurons_against_sets_of_pixels(regions, down, right):
+    moved = move_regions(regions, (down, right), (41, 31))
+    for before, after in zip(regions, moved, strict=True):
+        expected = {(r + down, c + right) for r, c in before.tolist()}
+        assert {*map(tuple, after.tolist())} == {(r, c) for r, c in expected if 0 <= r < 41 and 0 <= c < 31}
+
+
+@pytest.mark.parametrize("shape", [(120, 120), (90, 160), (160, 90)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_exchanged_rows_and_columns_are_noticed(shape, kind):
+    regions, image = disks_in_an_image(shape, kind)
     exchanged = [region[:, ::-1] for region in regions]
     assert rows_and_columns_exchanged(image, exchanged) and not rows_and_columns_exchanged(image, regions)
     assert rows_and_columns_exchanged(image.T, regions) and not rows_and_columns_exchanged(image.T, exchanged)
@@ -464,6 +519,9 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
     else:
         beside = ndimage.binary_dilation(probability > 0.5)  # with what shares a side
         rim = (probability > 0.5) | (beside & (probability > 0.4))
+        with mock.patch("neurodetect.regions.FEWEST_FOR_SIZE", np.inf):  # or sizes would be evened
+            regions = find_regions(probability, method, smallest_area=1, typical_area=typical_area)
+        painted = regions_to_mask(regions, probability.shape)
         assert not (painted > (rim | (ndimage.binary_dilation(rim) & (probability > 0.2)))).any()
         mask = probability > 0.5
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
@@ -487,6 +545,38 @@ def test_cells_grow_by_what_is_over_half_of_their_mean(probability, seed):
             assert label in near and value > halves[label]
         else:
             assert not near or any(value <= halves[number] for number in near)
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.5, 0.8, 1.0])
+def test_sizes_come_nearer_to_the_usual_one_as_far_as_they_are_unsure(sure):
+    shape = (160, 160)
+    usual = disks(shape, [(row, column) for row in range(12, 150, 26) for column in range(12, 90, 26)], 5)
+    (large,), (small,) = disks(shape, [(30, 120)], 9), disks(shape, [(80, 120)], 3)
+    (beside,) = disks(shape, [(80, 127)], 5)
+    regions = [*usual, large, small, beside]
+    after = even_sizes(regions, np.full(shape, sure))
+    for before, evened in zip(regions, after, strict=True):
+        expected = len(before) ** sure * len(usual[0]) ** (1 - sure)
+        assert abs(len(evened) - expected) <= 8  # pixels that are as far away come together or not at all
+        assert np.abs(evened.mean(axis=0) - before.mean(axis=0)).max() < 1.5
+    assert {*map(tuple, after[len(usual)].tolist())} <= {*map(tuple, large.tolist())}
+    assert regions_to_mask(after, shape).sum() == sum(map(len, after))  # none took another's pixels
+    if sure == 1:
+        assert all(map(np.array_equal, after, regions))
+    few = regions[-19:]
+    assert all(map(np.array_equal, even_sizes(few, np.full(shape, sure)), few))
+
+
+@given(hnp.arrays(bool, (20, 30)), hnp.arrays(np.float32, (60, 90), elements=st.floats(0, 1, width=32)))
+@settings(max_examples=30, deadline=None)
+def test_evened_cells_are_whole_and_apart(cells, probability):
+    pieces = ndimage.label(np.kron(cells, np.ones((3, 3), bool)))[0]
+    regions = labels_to_regions(pieces)
+    after = even_sizes(regions, probability)
+    assert len(after) == len(regions)
+    assert regions_to_mask(after, pieces.shape).sum() == sum(map(len, after))
+    for region in after:
+        assert len(region) and ndimage.label(regions_to_mask([region], pieces.shape))[1] == 1
 
 
 def test_touching_cells_get_the_gap_back_that_training_masks_have():
