@@ -220,12 +220,9 @@ def train_network(
     def images(of: Sequence[Prepared]) -> list[np.ndarray]:
         return [network_input(r.image, settings.background, r.valid) for r in of]
 
-    def neurons(of: Prepared) -> list[np.ndarray]:
-        # Windows are turned over: a network cannot learn that labels lie to one side of the cells.
-        offset = offset_of_cells(of.image, of.regions) if standard else (0, 0)
-        return move_regions(of.regions, offset, of.image.shape)
-
-    masks = [paint(neurons(r), r.image.shape) for r in recordings]
+    # Windows are turned over: a network cannot learn that labels lie to one side of the cells.
+    neurons = [labels_on_cells(r) if standard else r.regions for r in recordings]
+    masks = [paint(regions, r.image.shape) for regions, r in zip(neurons, recordings, strict=True)]
     windows = PatchSampler(
         images(recordings),
         masks,
@@ -268,6 +265,13 @@ def train_network(
         team=team,
     )
     return network.requires_grad_(), history
+
+
+def labels_on_cells(recording: Prepared) -> list[np.ndarray]:
+    """The labelled neurons, moved to where the cells of the image are; see `regions.offset_of_cells`."""
+    offset = offset_of_cells(recording.image, recording.regions)
+    moved = move_regions(recording.regions, offset, recording.image.shape)
+    return [region for region in moved if len(region)]
 
 
 def visible_labels(recording: Prepared) -> np.ndarray:

@@ -16,6 +16,7 @@ from neurodetect.detection import (
     DetectionSettings,
     TrainingSettings,
     curve_of_map,
+    labels_on_cells,
     neuron_area,
     train_network,
     visible_labels,
@@ -156,6 +157,7 @@ def learn_thresholds(
             for group, of in some.items():
                 curves = []
                 for recording in of:
+                    recording = recording._replace(regions=labels_on_cells(recording))
                     probability = predict(recording, coarse)
                     curves.append(curve_of_map(recording, probability, coarse, typical, LEARNED_THRESHOLDS))
                     bar.update()
