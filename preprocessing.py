@@ -30,7 +30,7 @@ def main() -> None:
     refuse_recording(args.output_folder)
     reading = console.chosen_of_recording(args)
     recordings = open_recordings(
-        args.recordings, reading, args.pixels_per_micron, args.labels, tuple(args.move_labels)
+        args.recordings, reading, args.pixels_per_micron, args.labels, args.move_labels
     )
     require_writable(args.output_folder)
 

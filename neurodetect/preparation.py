@@ -99,7 +99,8 @@ def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]
         down, right = offset
         console.warn(
             f"{name}: the cells lie {down} rows (down) and {right} columns (right) from their labels, see "
-            f"X_{name}.png; training allows for it, scores do not: mend it with --move-labels {down} {right}"
+            f"X_{name}.png; training allows for it, scores do not: preprocessing.py --move-labels {down} "
+            f"{right} mends the labels"
         )
     rows, columns = recording.shape
     console.say(f"{name}: {console.count(len(chosen), 'frame')} of {rows} x {columns} px, {neurons}")

@@ -322,8 +322,10 @@ def labelled_neurons(
     elif isinstance(frames, Hdf5Frames):
         segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
         neurons = None if segmented is None else [(region, None) for region in segmented]
-    if neurons is None or not any(move):
+    if not any(move):
         return neurons, notes
+    if neurons is None:
+        return None, [*notes, "no labels that could be moved"]
     moved = move_regions([region for region, _ in neurons], move, frames.shape)
     cut = sum(len(after) < len(before) for after, (before, _) in zip(moved, neurons, strict=True))
     neurons = [(after, name) for after, (_, name) in zip(moved, neurons, strict=True) if len(after)]

@@ -267,12 +267,12 @@ def grow_faint(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[n
 
 
 def even_sizes(regions: Sequence[np.ndarray], probability: np.ndarray) -> list[np.ndarray]:
-    """Cells as near to the size that is usual in their recording as the network is unsure of them.
+    """Cells nearer to the size that is usual in their recording, the less sure the network is of them.
 
-    Where a faint cell ends is uncertain, so that those found differ more in size than labelled ones do. To
-    the area of each, its own and the median one are multiplied, each to the power of a share, its mean
-    probability p and 1 - p. The cell is then where, smoothed, it is densest. One of probability 1 stays as
-    it is, as all do where there are not FEWEST_FOR_SIZE to tell what is usual.
+    Where a faint cell ends is uncertain, so that those found differ more in size than labelled ones do. An
+    area A becomes A**p * M**(1 - p), where M is the median area and p the cell's mean probability; the cell
+    is then where, smoothed, it was densest. One of probability 1 stays as it is, as all do where there are
+    not FEWEST_FOR_SIZE to tell what is usual.
 
     Parameters
     ----------
@@ -451,9 +451,12 @@ def offset_of_cells(image: np.ndarray, regions: Sequence[np.ndarray]) -> tuple[i
     offsets = [(0, 0), *product(steps, steps)]
     differences = contrasts(image, regions, offsets) ** 2
     best = int(differences.sum(axis=1).argmax())  # the first of those alike, so (0, 0) before others
-    if best and wilcoxon(differences[best], differences[0], alternative="greater").pvalue < MISFIT_BY_CHANCE:
-        return offsets[best]
-    return 0, 0
+    gains = differences[best] - differences[0]
+    gains = gains[gains != 0]
+    # Fewer than 14 cannot be clear, whatever they are.
+    enough = 0.5 ** len(gains) < MISFIT_BY_CHANCE
+    clear = enough and wilcoxon(gains, alternative="greater").pvalue < MISFIT_BY_CHANCE
+    return offsets[best] if clear else (0, 0)
 
 
 def contrasts(

@@ -703,7 +703,7 @@ def test_labels_beside_their_cells_bring_a_warning_and_can_be_moved(tmp_path, co
     result = command("preprocessing.py", "mouse", "out")
     assert result.returncode == 0
     assert "mouse: the cells lie -1 rows (down) and -1 columns (right)" in result.stderr
-    assert "mend it with --move-labels -1 -1\n" in result.stderr
+    assert "preprocessing.py --move-labels -1 -1 mends the labels\n" in result.stderr
     assert len(json.loads((tmp_path / "out/regions_mouse.json").read_text())) == len(counted_from_1)
 
     result = command("preprocessing.py", "mouse", "out", "--move-labels", -1, -1)
@@ -724,6 +724,8 @@ def test_labels_beside_their_cells_bring_a_warning_and_can_be_moved(tmp_path, co
     assert np.array_equal(part, regions_to_mask(expected, (150, 150))[20:90, 30:120])
     result = command("preprocessing.py", "mouse", "out", "--move-labels", 200, 0)
     assert_refused(result, "mouse", "--move-labels 200 0 moves all labels out of the image")
+    result = command("preprocessing.py", "mouse/images/m.tif", "out", "--move-labels", 1, 0)
+    assert result.returncode == 0 and "m: no labels that could be moved\n" in result.stdout
 
 
 def test_a_dataset_of_an_hdf5_file_in_chunks_long_in_time(tmp_path, command):
