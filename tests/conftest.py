@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
     if hasattr(config, "workerinput"):  # of `-n`: several such processes with a thread a core each are slow
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that are run
