@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from neurodetect import console  # noqa: F401  tells CUDA's libraries to be repeatable before they are loaded
 from neurodetect import network as network_module
 from neurodetect.network import NeuronNet
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# No test is about seconds, of which a busy machine takes many.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -270,7 +270,7 @@ def test_hdf5_without_h5py(tmp_path, monkeypatch):
     refused(path, "pip install h5py")
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["movie.h5", "series.nwb", "masks.nwb"]))
 def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data, kind):
     path = tmp_path / kind

@@ -547,7 +547,7 @@ def test_label_images_that_are_none(tmp_path):
     assert [len(region) for region in read_labels(path, SHAPE)] == [3]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["a.roi", "a.zip", "a.png", "a.tif", "stat.npy", "a_seg.npy"]))
 def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data, kind):
     roi = roifile.ImagejRoi.frompoints([(3.5, 4.5), (20, 4), (20, 20), (3, 20)], name="cell")

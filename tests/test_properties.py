@@ -146,7 +146,7 @@ def refuses_or_reads(read, path, content):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", READERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_files_crash_no_reader(tmp_path_factory, kind, data):
     name, content, read = READERS[kind]
@@ -164,7 +164,7 @@ def test_random_bytes_crash_no_reader(tmp_path_factory, kind, content, magic):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damaged_weights_crash_nothing(tmp_path_factory, weights, data):
     path = tmp_path_factory.mktemp("weights") / "model.pt"
@@ -185,7 +185,7 @@ def test_the_files_that_are_damaged_are_good(tmp_path, weights):
 # The probability map
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=st.tuples(st.integers(1, 100), st.integers(1, 100)),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 50.0]),

@@ -256,7 +256,7 @@ def test_strips_in_another_order_than_those_of_the_first_frame(tmp_path):
     assert np.array_equal(list(open_recording(path)), frames)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(),
     options=st.sampled_from([{}, {"bigtiff": True}, {"byteorder": ">"}, {"truncate": True}]),
@@ -300,7 +300,7 @@ def test_files_that_describe_themselves_one_by_one(tmp_path):
     assert np.array_equal(list(recording), frames)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     options=st.sampled_from(
@@ -472,7 +472,7 @@ def test_malformed_labels_and_info(tmp_path):
     refused(tmp_path, r"regions.json: neuron 0 has pixel \[8, 5\]")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["plain.tif", "zlib.tif", "big.tif"]))
 def test_damaged_bytes_are_read_or_refused_but_never_a_traceback(tmp_path, data, kind):
     path = tmp_path / kind

@@ -461,7 +461,7 @@ def test_the_skirts_of_bright_cells_are_no_faint_cells():
     assert len(find_regions(probability, threshold=0.15, smallest_area=10, typical_area=130)) == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(hnp.arrays(np.float32, (24, 20), elements=st.floats(0, 1, width=16)), st.floats(0.05, 0.6))
 def test_cells_of_two_thresholds_are_apart_and_in_one_piece(noise, threshold):
     probability = ndimage.gaussian_filter(noise, 1)
@@ -496,7 +496,7 @@ def test_the_rounding_is_at_one_half():
     assert len(find_regions(probability + 1e-6)[0]) == 400
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     hnp.arrays(
         np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(0, 1, width=32)
@@ -527,7 +527,7 @@ def test_regions_are_disjoint_whole_and_inside(method, typical_area, probability
         assert sum(map(len, find_regions(mask, smallest_area=1, typical_area=typical_area))) == mask.sum()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, (12, 15), elements=st.floats(0, 1, width=32)), st.integers(0, 2**32 - 1))
 def test_cells_grow_by_what_is_over_half_of_their_mean(probability, seed):
     before = np.random.default_rng(seed).integers(0, 5, probability.shape) ** 3 // 27  # 0, 1 and 2
@@ -568,7 +568,7 @@ def test_sizes_come_nearer_to_the_usual_one_as_far_as_they_are_unsure(sure):
 
 
 @given(hnp.arrays(bool, (20, 30)), hnp.arrays(np.float32, (60, 90), elements=st.floats(0, 1, width=32)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_evened_cells_are_whole_and_apart(cells, probability):
     pieces = ndimage.label(np.kron(cells, np.ones((3, 3), bool)))[0]
     regions = labels_to_regions(pieces)

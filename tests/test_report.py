@@ -405,7 +405,7 @@ def seen(name):
     return name.replace("\udcff", "?")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(st.characters(exclude_characters="\x00\r"), max_size=20))
 def test_any_text_stays_text(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("page", numbered=True)

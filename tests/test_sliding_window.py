@@ -87,7 +87,7 @@ def test_windows_label_every_pixel(stride: int) -> None:
         assert set(range(length)) <= {start - 10 + i for start in starts for i in range(20)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), stride=st.integers(1, 20))
 def test_windows_that_label_a_pixel(height: int, width: int, stride: int) -> None:
     expected = np.zeros((height + 40, width + 40))
@@ -167,7 +167,7 @@ def test_untrained_network() -> None:
     assert np.abs(probability_map(network, image, 4, precision="float32") - expected).max() < 1e-5
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 60), width=st.integers(1, 60), stride=st.integers(5, 20), scale=st.floats(0, 1e6)
 )

@@ -50,7 +50,7 @@ def share_touching(regions):
 # Regions
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 120),
     width=st.integers(1, 120),

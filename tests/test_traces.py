@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import torch
 from conftest import assert_refused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
@@ -98,7 +98,6 @@ def test_surrounds_are_those_of_the_definition(regions):
         assert len(pixels) > 350
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 3)),
 )
