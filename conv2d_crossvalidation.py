@@ -10,8 +10,8 @@ number of neurons, true and found. A curve shows what other thresholds of the pr
 given, for the option --threshold.
 
 Started by torchrun, folds are dealt to the processes, with the same result. More processes than folds
-share the windows of the held-out recordings, and batches where --batch-size is 200 or more for each: of
-fewer, the exchange of 324 MB in every step takes as long as what is saved, or longer, and one of them trains.
+share the windows of the held-out recordings, and batches where --batch-size is 200 or more for each: with
+fewer one of them trains alone, as fast.
 Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
     start, before = load_network(args.start_from) if args.start_from else (None, None)
     training, finding = console.read_settings(args, before)
     at_once = args.folds if args.keep_checkpoint else min(args.folds, processes.SIZE)
-    require_writable(Path(args.output).parent, (at_once + 1) * CHECKPOINT_BYTES)
+    require_writable(Path(args.output).parent, (at_once + 1) * CHECKPOINT_BYTES[training.recipe])
     recordings = read_labelled(args.train_folder)
     names = [recording.name for recording in recordings]
     groups = read_groups(args.groups, names) if args.groups else None

@@ -9,9 +9,9 @@ Recordings whose names begin alike, as mouse3_monday and mouse3_friday do, are t
 laboratory's: what is marked there, and how faint a cell, is learned for new ones whose names begin so too.
 
 Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
-than processes the windows are. A training is shared from 200 windows of --batch-size a process on: of
-fewer, the exchange of 324 MB in every step takes as long as what is saved, or longer, and the first process
-trains alone. Processes on a CPU have OMP_NUM_THREADS threads each, on which the last digits depend.
+than processes the windows are. A training is shared from 200 windows of --batch-size a process on; with
+fewer the first process trains alone, as fast. Processes on a CPU have OMP_NUM_THREADS threads each, on which
+the last digits depend.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     from neurodetect.scoring import table
     from neurodetect.view.figures import draw_found, figure_bytes
     from neurodetect.view.report import section, write_report
-    from neurodetect.weights import STARTED_FROM, load_network, save_network, was_trained_on
+    from neurodetect.weights import STARTED_FROM, WEIGHTS_BYTES, load_network, save_network, was_trained_on
 
     weights = args.model or args.start_from
     start, before = load_network(weights) if weights else (None, None)
@@ -52,8 +52,8 @@ def main() -> None:
         settings = console.log_settings(finding)
         console.say(f"Weights of {args.model}, on {finding.device} in {finding.precision}")
     else:
-        require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES)
-        require_writable(Path(args.save_model).parent, CHECKPOINT_BYTES // 3)
+        require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES[training.recipe])
+        require_writable(Path(args.save_model).parent, WEIGHTS_BYTES)
         labelled = read_labelled(args.train_folder)
         inputs["training"] = digests(args.train_folder, labelled)
         settings = console.log_settings(training, finding)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from neurodetect.files import UserError, positive_number
-from neurodetect.network import NeuronNet, empty_network
+from neurodetect.network import NeuronNet, TiedNet, empty_network
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, group_of, require_same_image
 from neurodetect.processes import ALONE, Team
@@ -37,9 +37,11 @@ from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
 
-#: Windows of a batch for each process that takes part in a training. A step exchanges 324 MB, whatever the
-#: batch. That takes as long as 60 windows on a CPU (0.35 s in one machine), as 50 on GPUs with NVLink between
-#: them (0.8 ms at 400 GB/s; a window takes 17 us on an H200), as 1,500 over a network (26 ms at 12.5 GB/s).
+#: Windows of a batch for each process that takes part in a training. With fewer there is nothing to gain: the
+#: processes of one CPU have the same cores, and a GPU alone replays its steps, which those that share cannot.
+#: The recipe of 2016 exchanges 324 MB in a step, which takes as long as 60 windows on a CPU (0.35 s in one
+#: machine), as 50 on GPUs with NVLink between them (0.8 ms at 400 GB/s; a window takes 17 us on an H200), as
+#: 1,500 over a network (26 ms at 12.5 GB/s); the standard recipe 2 MB.
 SMALLEST_SHARE = 200
 
 
@@ -54,7 +56,8 @@ class TrainingSettings:
     recipe : {"standard", "2016"}
         "2016" draws windows with flips only and keeps the learning rate. "standard" draws them in eight
         orientations, from masks in which touching neurons are apart and lie where the cells are, see
-        `regions.offset_of_cells`, and has rates that rise and fall, see `training.train`.
+        `regions.offset_of_cells`, ties the dense layers, see `network.TiedNet`, and has rates that rise and
+        fall, see `training.train`.
     background : {"keep", "subtract", "normalize"}
         See `projection.network_input`.
     seed : int
@@ -246,10 +249,13 @@ def train_network(
         # Orthogonal weights take seconds on a CPU; only CUDA, of the others, is sure to have what they need.
         place = device if device.type == "cuda" else torch.device("cpu")
         with place:
-            network = NeuronNet(torch.Generator(place).manual_seed(settings.seed)).to(device)
+            make = TiedNet if standard else NeuronNet
+            network = make(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
         groups = {group_of(recording.name, start.own) for recording in recordings}
-        network = deepcopy(start.for_group(groups.pop() if len(groups) == 1 else None)).to(device)
+        start = start.for_group(groups.pop() if len(groups) == 1 else None)
+        tied = TiedNet.of(start) if standard else None
+        network = (deepcopy(start) if tied is None else tied).to(device)
         network.own = {}  # a group's earlier layers would hide what is learned now
         network.dense.weight.requires_grad_(False)
     history = train(
@@ -264,7 +270,8 @@ def train_network(
         description=description,
         team=team,
     )
-    return network.requires_grad_(), history
+    network.requires_grad_()
+    return network.untied() if isinstance(network, TiedNet) else network, history
 
 
 def labels_on_cells(recording: Prepared) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ MARGIN = (WINDOW - TARGET) // 2  #: pixels of the window outside the central squ
 MAPS_BEFORE_POOL = 50
 MAPS_AFTER_POOL = 100
 HIDDEN_UNITS = 2000
+SQUARES = TARGET // 2  #: squares of 2 x 2 pixels, a value of each feature map, along the central square
+SEEN_BY_UNIT = WINDOW // 2 - SQUARES + 1  #: values of a feature map along a side of what a tied unit sees
+SEEN_BY_PIXEL = 5  #: squares along a side of those whose tied units a pixel's logit is made of
 SHARED = "dense.weight"  #: 80 of the 81 million weights, the same for every group of recordings
 
 # A GPU's tensor cores take maps by eights: 50 and 100 of them are computed there as 56 and 104, of which the
@@ -59,10 +62,14 @@ class NeuronNet(nn.Module):
         self.conv5 = nn.Conv2d(after, after, 3, padding=1)
         self.conv6 = nn.Conv2d(after, after, 3, padding=1)
         self.activation = nn.ELU(inplace=True)  # its gradient then needs no exponential function
-        self.dense = nn.Linear(after * (WINDOW // 2) ** 2, HIDDEN_UNITS)
-        self.output = nn.Linear(HIDDEN_UNITS, TARGET**2)
+        self.dense, self.output = self.dense_layers()
         self.own: dict[str, dict[str, Tensor]] = {}
         self.initialize(generator)
+
+    def dense_layers(self) -> tuple[nn.Module, nn.Module]:
+        """The two layers after the feature maps."""
+        values = MAPS_AFTER_POOL * (WINDOW // 2) ** 2
+        return nn.Linear(values, HIDDEN_UNITS), nn.Linear(HIDDEN_UNITS, TARGET**2)
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Set every weight to a random (semi-)orthogonal matrix and every bias to zero."""
@@ -89,21 +96,13 @@ class NeuronNet(nn.Module):
         weight, bias = with_empty_maps(conv.weight, conv.bias, multiple)  # type: ignore[arg-type]
         return self.activation(functional.conv2d(x, weight, bias, padding=1))
 
-    def classify(self, features: Tensor, centered: bool = False) -> Tensor:
-        """Logits of the central pixels, row by row: (N, 100, 20, 20) to (N, 400).
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of the central pixels, row by row: (N, 100, 20, 20) to (N, 400)."""
+        return self.output(torch.tanh(self.dense(features.flatten(1))))
 
-        With the same result the dense layer's gradient is `centered`, see `CenteredDense`.
-        """
-        if centered:
-            weight, bias = (of.to(features.dtype) for of in (self.dense.weight, self.dense.bias))
-            hidden = CenteredDense.apply(features, weight, bias)
-        else:
-            hidden = self.dense(features.flatten(1))
-        return self.output(torch.tanh(hidden))
-
-    def forward(self, windows: Tensor, centered: bool = False) -> Tensor:
-        """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400). See `classify`."""
-        return self.classify(self.features(windows), centered)
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits of the central pixels of windows: (N, 1, 40, 40) to (N, 400)."""
+        return self.classify(self.features(windows))
 
     def small_weights(self) -> dict[str, Tensor]:
         """Copies, on the CPU, of all weights but SHARED: 1 of 81 million."""
@@ -125,29 +124,73 @@ class NeuronNet(nn.Module):
         return network.train(self.training)
 
 
-class CenteredDense(torch.autograd.Function):
-    """The dense layer, whose weights' gradient is that of feature maps without their mean over positions.
+class TiedNet(NeuronNet):
+    """The network while its dense layers are tied: what is learned at one place of a window holds for all.
 
-    The feature maps are far from zero in the mean, the same way in every window. Through 400 x 100 inputs a
-    step of Adam moves a unit by that mean much more than by what tells windows apart. Without it the loss
-    falls faster, and rates three to five times higher hold; with it they stall on images that differ.
-    (Gradient centralization, Yong et al. 2020, arXiv:2004.01461; there the mean is over all inputs of a
-    unit. It is taken off the features here, which are few, and not off the gradient, which has 80 million.)
+    Of the central pixels each square of 2 x 2 has 20 of the 2000 units. They see the 11 x 11 values of every
+    feature map around it (as far as the window goes around the outermost squares), with the same weights in
+    all squares, and a pixel's logit is made of the units of the 5 x 5 squares around it: 262,000 weights
+    instead of 81 million. `untied` is the same network with all of them written out.
+
+    Weights that are shared between places are those of a convolution (LeCun et al. 1989, Neural Computation
+    1:541).
+
+    Examples
+    --------
+    >>> network, windows = TiedNet(), torch.zeros(7, 1, 40, 40)
+    >>> tuple(network(windows).shape), tuple(network.untied()(windows).shape)
+    ((7, 400), (7, 400))
     """
 
-    @staticmethod
-    def forward(context: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        context.save_for_backward(features, weight)
-        return functional.linear(features.flatten(1), weight, bias)
+    def dense_layers(self) -> tuple[nn.Module, nn.Module]:
+        units = HIDDEN_UNITS // SQUARES**2
+        return (
+            nn.Conv2d(MAPS_AFTER_POOL, units, SEEN_BY_UNIT),
+            nn.Conv2d(units, 4, SEEN_BY_PIXEL, padding=SEEN_BY_PIXEL // 2),
+        )
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features, weight = context.saved_tensors
-        centered = features - features.mean(dim=(2, 3), keepdim=True)
-        # A CPU takes a third longer for the product with a transposed view, a GPU for that with a copy.
-        turned = gradient.T if gradient.is_cuda else gradient.T.contiguous()
-        of_weight = turned @ centered.flatten(1)
-        return (gradient @ weight).view(features.shape), of_weight, gradient.sum(0)
+    def classify(self, features: Tensor) -> Tensor:
+        logits = self.output(torch.tanh(self.dense(features)))
+        return functional.pixel_shuffle(logits, 2).flatten(1)
+
+    @torch.no_grad()
+    def untied(self) -> NeuronNet:
+        """The same network as a `NeuronNet`, on the same device."""
+        weights, around = self.state_dict(), SEEN_BY_PIXEL // 2
+        unit, pixel = weights["dense.weight"], weights["output.weight"].unflatten(0, (2, 2))
+        (units, maps), side = unit.shape[:2], WINDOW // 2
+        dense = unit.new_zeros(units, SQUARES, SQUARES, maps, side, side)
+        output = pixel.new_zeros(2, 2, SQUARES, SQUARES, units, *[SQUARES + 2 * around] * 2)
+        for row, column in product(range(SQUARES), repeat=2):
+            dense[:, row, column, :, row : row + SEEN_BY_UNIT, column : column + SEEN_BY_UNIT] = unit
+            output[:, :, row, column, :, row : row + SEEN_BY_PIXEL, column : column + SEEN_BY_PIXEL] = pixel
+        output = output[..., around:-around, around:-around].permute(2, 0, 3, 1, 4, 5, 6)
+        weights["dense.weight"] = dense.view(HIDDEN_UNITS, -1)
+        weights["dense.bias"] = weights["dense.bias"].repeat_interleave(SQUARES**2)
+        weights["output.weight"] = output.reshape(TARGET**2, HIDDEN_UNITS)
+        weights["output.bias"] = weights["output.bias"].view(2, 2).tile(SQUARES, SQUARES).flatten()
+        network = empty_network()
+        network.load_state_dict(weights, assign=True)
+        return network.train(self.training)
+
+    @classmethod
+    def of(cls, network: NeuronNet) -> TiedNet | None:
+        """The tied network that is the same as this one; None where it has none."""
+        weights, side = network.state_dict(), WINDOW // 2
+        dense = weights["dense.weight"].view(-1, SQUARES, SQUARES, MAPS_AFTER_POOL, side, side)
+        output = weights["output.weight"].view(SQUARES, 2, SQUARES, 2, -1, SQUARES, SQUARES)
+        inner = SQUARES // 2  # a square that has all of those around it
+        around = slice(inner - SEEN_BY_PIXEL // 2, inner + SEEN_BY_PIXEL // 2 + 1)
+        weights["dense.weight"] = dense[:, 0, 0, :, :SEEN_BY_UNIT, :SEEN_BY_UNIT]
+        weights["dense.bias"] = weights["dense.bias"].view(-1, SQUARES**2)[:, 0]
+        weights["output.weight"] = output[inner, :, inner, :, :, around, around].flatten(0, 1)
+        weights["output.bias"] = weights["output.bias"].view(SQUARES, 2, SQUARES, 2)[0, :, 0].flatten()
+        with torch.device("meta"):
+            tied = cls()
+        tied.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        written_out = tied.untied().state_dict()
+        same = all(torch.equal(weight, written_out[name]) for name, weight in network.state_dict().items())
+        return tied.train(network.training) if same else None
 
 
 def empty_network() -> NeuronNet:

@@ -443,10 +443,10 @@ def offset_of_cells(image: np.ndarray, regions: Sequence[np.ndarray]) -> tuple[i
     >>> offset_of_cells(image, counted_from_1)
     (-1, -1)
     """
-    from scipy.stats import wilcoxon  # half a second, see `split_touching`
-
     if not len(regions):
         return 0, 0
+    from scipy.stats import wilcoxon  # half a second, see `split_touching`
+
     steps = range(-MOST_OFFSET, MOST_OFFSET + 1)
     offsets = [(0, 0), *product(steps, steps)]
     differences = contrasts(image, regions, offsets) ** 2

@@ -17,11 +17,12 @@ from neurodetect.processes import ALONE, Team
 from neurodetect.weights import load_safely, save_whole
 
 RUN_FILE = "run.json"
-RUN_FORMAT = "neurodetect unfinished run 8"  #: since 8 labels lie where the cells are, and sizes are evened
+RUN_FORMAT = "neurodetect unfinished run 9"  #: since 9 dense layers are tied in training
 # A name is a stranger's, and may be as long as the name of a file can be: files have 16 digits of its hash.
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
-CHECKPOINT_BYTES = 3 * 81_073_300 * 4  #: the weights and Adam's two means of them, float32
+#: By recipe: the weights that are trained and Adam's two means of them, float32
+CHECKPOINT_BYTES = {"standard": 3 * 514_924 * 4, "2016": 3 * 81_073_300 * 4}
 
 
 class UnfinishedRun:

@@ -48,7 +48,7 @@ def command(tmp_path, monkeypatch, capsys):
     """Run a script in a folder as `run_command` does, but in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 6)  # the weights are 2 MB instead of 325
+    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 100)  # the weights are 16 MB instead of 325
     before = signal.getsignal(signal.SIGTERM)
 
     def run(script, *arguments):

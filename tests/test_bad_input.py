@@ -330,7 +330,7 @@ def test_a_mask_of_another_shape_is_refused(command, folder):
 def weights(tmp_path_factory):
     """A file of the weights of a network with few hidden units: 2 MB."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_module, "HIDDEN_UNITS", 6)
+        patch.setattr(network_module, "HIDDEN_UNITS", 100)
         file = tmp_path_factory.mktemp("weights") / "model.pt"
         save_network(file, NeuronNet(torch.Generator().manual_seed(0)), {"seed": 0})
     return file
@@ -338,7 +338,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def few_hidden_units(monkeypatch):
-    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 6)
+    monkeypatch.setattr(network_module, "HIDDEN_UNITS", 100)
 
 
 def test_the_weights_themselves_are_read(weights, few_hidden_units):

@@ -187,7 +187,7 @@ def test_of_a_new_recording_the_most_alike_ones_are_those_that_share_most_of_its
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     return NeuronNet(torch.Generator().manual_seed(0)).eval()
 
 
@@ -215,7 +215,7 @@ def test_a_training_on_one_group_starts_from_the_layers_that_it_has(small):
     for names, begins_at in (("a.1", "a.2"), 1), (("a.1", "b.1"), 0), (("b.1",), 0), (("ab.1",), 0):
         tuned, _ = train_network([random_recording(name, 0) for name in names], settings, start=small)
         for name, value in tuned.small_weights().items():
-            torch.testing.assert_close(value, small.state_dict()[name] + begins_at, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(value, small.state_dict()[name] + begins_at, atol=5e-3, rtol=5e-3)
 
 
 def test_a_recording_is_found_by_the_layers_of_its_group(small):

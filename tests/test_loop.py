@@ -96,7 +96,7 @@ def test_a_part_of_every_kind_of_file(tmp_path):
 
 
 def test_traces_of_a_part_are_of_its_pixels(lab, command, model):
-    run = ("conv2d_predict.py", "mouse0", "--model", model, *QUICK[4:], "--threshold", 0.3)
+    run = ("conv2d_predict.py", "mouse0", "--model", model, *QUICK[4:], "--threshold", 0.1)
     result = command(*run, *CROP, "--export", "csv", "--frames", "2:4")
     assert result.returncode == 0, result.stderr
     (entry,) = json.loads((lab / "submission.json").read_text())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurodetect.network import MAPS_MULTIPLE, NeuronNet
+from neurodetect.network import MAPS_MULTIPLE, NeuronNet, TiedNet
 
 
 def numpy_convolution(maps, weight, bias):
@@ -93,6 +93,52 @@ def test_maps_of_zeros_change_nothing(monkeypatch, multiple):
     torch.testing.assert_close(padded_features, features)
     for padded, gradient in zip(padded_gradients, gradients, strict=True):
         torch.testing.assert_close(padded, gradient)
+
+
+@pytest.fixture(scope="module")
+def tied():
+    """A tied network whose biases are not zero."""
+    generator = torch.Generator().manual_seed(5)
+    net = TiedNet(generator)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=generator)
+    return net.eval()
+
+
+def test_a_tied_network_written_out_is_the_same_network(tied):
+    windows = torch.randn(4, 1, 40, 40, generator=torch.Generator().manual_seed(1))
+    whole = tied.untied()
+    assert type(whole) is NeuronNet and sum(weight.numel() for weight in whole.parameters()) == 81_073_300
+    with torch.inference_mode():
+        logits, expected = whole(windows), tied(windows)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    back = TiedNet.of(whole)
+    assert all(torch.equal(weight, tied.state_dict()[name]) for name, weight in back.state_dict().items())
+
+
+def test_what_is_seen_two_pixels_further_is_labelled_two_pixels_further(tied):
+    """Away from the edges, where neither the window's end nor that of the central square is seen."""
+    features = torch.randn(2, 100, 20, 20, generator=torch.Generator().manual_seed(2))
+    moved = features.roll((1, -2), dims=(2, 3))
+    with torch.inference_mode():
+        labels, further = (tied.classify(maps).view(2, 20, 20) for maps in (features, moved))
+    inner = further.roll((-2, 4), dims=(1, 2))[:, 6:12, 8:14]
+    torch.testing.assert_close(inner, labels[:, 6:12, 8:14], atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_that_no_tied_one_can_be_has_none(tied):
+    whole = tied.untied()
+    for name in ("dense.weight", "output.weight", "output.bias"):
+        with torch.no_grad():
+            weight = whole.get_parameter(name).view(-1)
+            last = weight[-1].clone()
+            weight[-1] += 1
+            assert TiedNet.of(whole) is None, name
+            weight[-1] = last
+    assert TiedNet.of(whole) is not None
 
 
 def test_weights_start_orthogonal_and_biases_at_zero(network):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurodetect import network as network_module
@@ -185,7 +185,7 @@ def test_the_files_that_are_damaged_are_good(tmp_path, weights):
 # The probability map
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(
     shape=st.tuples(st.integers(1, 100), st.integers(1, 100)),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 50.0]),

@@ -341,7 +341,7 @@ def template(tmp_path_factory):
         )
         write_prepared(folder / "test", name, clip_bright(project(open_recording(path)).image))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_module, "HIDDEN_UNITS", 6)
+        patch.setattr(network_module, "HIDDEN_UNITS", 100)
         network = NeuronNet(torch.Generator().manual_seed(0))
         network.output.weight.data *= 10  # as it starts, it is sure of nothing
         save_network(folder / "model.pt", network, {"neuron_area": {"pixels": 30.0}})

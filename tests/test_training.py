@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from neurodetect.detection import TrainingSettings, split_folds, train_network
 from neurodetect.device import arithmetic, choose_device, choose_precision
 from neurodetect.files import UserError
-from neurodetect.network import NeuronNet
+from neurodetect.network import NeuronNet, TiedNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared
 from neurodetect.projection import clip_bright, mean_projection, standardize
@@ -146,7 +146,7 @@ def test_learning_rates_rise_and_go_to_zero(iterations):
 
 
 def test_the_rates_of_both_recipes(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     rates = []
     monkeypatch.setattr(
         "neurodetect.training.train_step",
@@ -158,38 +158,6 @@ def test_the_rates_of_both_recipes(recordings, monkeypatch):
     train_network(recordings[:1], how(iterations=10, batch_size=4))
     assert rates[1] == [LEARNING_RATES[kind] for kind in ("conv", "dense", "output")]
     assert rates[-1] == pytest.approx([0.03 * rate for rate in rates[1]], rel=0.01)
-
-
-def test_the_dense_layers_gradient_has_no_mean_over_a_map(recordings, monkeypatch):
-    """Against the gradient of a network whose feature maps have their mean over positions taken off."""
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
-    windows, targets = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask]).sample(10)
-
-    def gradient(features):
-        net.zero_grad()
-        # The values stay as they are; the gradient goes by what the layer is given.
-        z = net.dense(features.flatten(1))
-        z = z + (net.dense(whole.flatten(1)) - z).detach()
-        return gradient_of(net.output(torch.tanh(z)))
-
-    def gradient_of(logits):
-        torch.nn.functional.binary_cross_entropy_with_logits(logits, targets).backward()
-        return net.dense.weight.grad.clone()
-
-    net = NeuronNet(torch.Generator().manual_seed(0))
-    whole = net.features(windows).detach()
-    expected = gradient(whole - whole.mean(dim=(2, 3), keepdim=True))
-    net.zero_grad()
-    plain = gradient_of(net(windows))
-    others = {name: weight.grad.clone() for name, weight in net.named_parameters() if name != "dense.weight"}
-    net.zero_grad()
-    logits = net(windows, centered=True)
-    assert torch.equal(logits, net(windows))
-    torch.testing.assert_close(gradient_of(logits), expected, atol=1e-7, rtol=1e-4)
-    assert (plain - expected).norm() > 0.2 * plain.norm()
-    for name, weight in net.named_parameters():
-        if name != "dense.weight":
-            torch.testing.assert_close(weight.grad, others[name], atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library has this")
@@ -218,7 +186,7 @@ print(resident() - before)
 def test_a_training_goes_on_from_its_checkpoint_as_if_never_stopped(
     recordings, tmp_path, monkeypatch, precision
 ):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     monkeypatch.setattr("neurodetect.training.CHECK_EVERY", 2)
     arguments = [standardize(recordings[0].image)], [recordings[0].mask]
 
@@ -237,7 +205,7 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_never_stopped(
 
 
 def test_stopped_training_never_passes_for_trained(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
     came = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))  # a handler that goes on
@@ -287,7 +255,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_handled_in_parts(network, record
 @pytest.mark.parametrize("fails_at", [1, 2, 4, 5])
 def test_memory_that_is_short_in_adams_first_step(recordings, monkeypatch, fails_at):
     """Whichever of the two means of a weight's gradients cannot be had, the step is that of enough memory."""
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
     windows, targets = sampler.sample(10)
     nets = [NeuronNet(torch.Generator().manual_seed(0)) for _ in range(2)]
@@ -311,7 +279,7 @@ def test_memory_that_is_short_in_adams_first_step(recordings, monkeypatch, fails
 
 
 def test_memory_that_is_short_for_the_held_out_windows(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
     net = NeuronNet(torch.Generator().manual_seed(0))
     windows, targets = sampler.sample(200)
@@ -331,7 +299,7 @@ def test_memory_that_is_short_for_the_held_out_windows(recordings, monkeypatch):
 
 
 def test_no_gradients_are_kept_when_the_training_is_over(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     net = NeuronNet()
     train(net, PatchSampler([standardize(recordings[0].image)], [recordings[0].mask]), 1, 4)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -431,7 +399,7 @@ def test_other_files_of_pytorch_are_refused(tmp_path, content):
     ids=["sparse", "complex", "whole numbers", "list"],
 )
 def test_weights_of_another_kind_are_refused(tmp_path, monkeypatch, weight):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     weights = {**NeuronNet().state_dict(), "conv1.bias": weight}
     torch.save({"format": "neurodetect weights 1", "weights": weights, "settings": {}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt: holds weights that are no plain float32"):
@@ -457,7 +425,7 @@ def test_weights_of_another_kind_are_refused(tmp_path, monkeypatch, weight):
     ids=str,
 )
 def test_settings_of_another_kind_are_refused(tmp_path, monkeypatch, settings):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     content = {"format": "neurodetect weights 1", "weights": NeuronNet().state_dict(), "settings": settings}
     torch.save(content, tmp_path / "other.pt")
     # PyTorch 2.5 reads no complex number at all.
@@ -510,7 +478,7 @@ def test_device_and_precision():
 
 def test_convolutions_are_repeatable_and_float32_forward_and_backward(recordings, monkeypatch):
     """What cuDNN is told, seen where it looks: at each convolution and at each gradient of one."""
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
     seen = []
@@ -533,11 +501,13 @@ def test_convolutions_are_repeatable_and_float32_forward_and_backward(recordings
 
 
 def test_a_training_starts_from_the_weights_that_the_seed_gives(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     monkeypatch.setattr("neurodetect.detection.train", lambda *_, **__: [])
-    net, _ = train_network(recordings[:1], how(iterations=1, batch_size=2, seed=5))
-    expected = NeuronNet(torch.Generator().manual_seed(5))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
+    for recipe, kind in ("standard", TiedNet), ("2016", NeuronNet):
+        net, _ = train_network(recordings[:1], how(iterations=1, batch_size=2, seed=5, recipe=recipe))
+        expected = kind(torch.Generator().manual_seed(5))
+        expected = expected.untied() if recipe == "standard" else expected
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters(), strict=True))
 
 
 @pytest.mark.cuda
@@ -599,7 +569,7 @@ def test_devices_are_those_that_pytorch_has_here(monkeypatch):
 
 
 def test_adam_of_devices_without_a_fused_one_takes_the_same_step(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
     nets = [NeuronNet(torch.Generator().manual_seed(0)) for _ in range(2)]
     fused, plain = (
@@ -608,7 +578,7 @@ def test_adam_of_devices_without_a_fused_one_takes_the_same_step(recordings, mon
     )
     assert fused.defaults["fused"] and not plain.defaults["fused"]
     for optimizer, net in zip((fused, plain), nets, strict=True):
-        Step(net, optimizer, "float32", centered=True)(*sampler.sample(8))
+        Step(net, optimizer, "float32")(*sampler.sample(8))
         sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], seed=1)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
@@ -616,7 +586,7 @@ def test_adam_of_devices_without_a_fused_one_takes_the_same_step(recordings, mon
 
 def test_nothing_is_computed_in_float64(recordings, monkeypatch):
     """Apple's GPUs have none."""
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     seen = set()
 
     class Look(TorchDispatchMode):
@@ -717,12 +687,12 @@ def assert_replayed_as_plain(network, recordings, device, precision, parts=1):
     plain, replayed = (copy.deepcopy(network).to(device) for _ in range(2))
     optimizers = [make_optimizer(net, torch.device(device), "standard") for net in (plain, replayed)]
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask], device, seed=1)
-    step = Step(replayed, optimizers[1], precision, centered=True)
+    step = Step(replayed, optimizers[1], precision)
     for done in range(Step.WARM_UP + 4):
         for optimizer in optimizers:
             set_learning_rates(optimizer, rate_share(done, 20))
         windows, targets = sampler.sample(8)
-        arguments = optimizers[0], windows, targets, precision, parts, True
+        arguments = optimizers[0], windows, targets, precision, parts
         expected = train_step(plain, *arguments).item()
         assert step(windows, targets).item() == pytest.approx(expected, rel=1e-3)
         for a, b in zip(plain.parameters(), replayed.parameters(), strict=True):
@@ -742,7 +712,7 @@ def test_a_replayed_step_is_the_step_on_cuda(network, recordings, precision):
 
 
 def test_a_step_is_recorded_once_on_one_stream_and_replayed(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     played = PlayedCuda(monkeypatch)
     made = played.Stream.made
     net = NeuronNet(torch.Generator().manual_seed(0))
@@ -754,7 +724,7 @@ def test_a_step_is_recorded_once_on_one_stream_and_replayed(recordings, monkeypa
 
 
 def test_nothing_is_recorded_where_memory_could_run_out_in_the_middle(recordings, monkeypatch):
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 20)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     played = PlayedCuda(monkeypatch, free=6, needed=10)
     net = NeuronNet(torch.Generator().manual_seed(0))
     sampler = PatchSampler([standardize(recordings[0].image)], [recordings[0].mask])
@@ -777,7 +747,7 @@ def test_nothing_is_recorded_where_memory_could_run_out_in_the_middle(recordings
 
 def test_the_loss_is_read_every_hundred_iterations_where_steps_are_replayed(recordings, monkeypatch, capsys):
     """On a GPU nothing else may wait for a number: every one that is read holds up the steps to come."""
-    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 6)
+    monkeypatch.setattr("neurodetect.network.HIDDEN_UNITS", 100)
     monkeypatch.setattr("neurodetect.progress.DELAY", 0)
     PlayedCuda(monkeypatch)
     losses = iter(range(1, 251))

@@ -1,9 +1,11 @@
 """Time of a training iteration against the plain loop: float32, default Adam, windows cut in Python.
 
-And against what the processor could do at best: the iteration's multiplications alone, at the rate of one
-large matrix product in the same precision, as if activations, copies and Adam's step took no time.
+The iteration is the standard recipe's, whose dense layers are tied, or with `--recipe 2016` that of the whole
+network, as the plain loop has it. And against what the processor could do at best: the iteration's
+multiplications alone, at the rate of one large matrix product in the same precision, as if activations,
+copies and Adam's step took no time.
 
-python tests/benchmarks/training_step.py [--rounds 5] [--precision auto]
+python tests/benchmarks/training_step.py [--rounds 5] [--recipe standard] [--precision auto]
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from neurodetect.network import WINDOW, NeuronNet
+from neurodetect.network import WINDOW, NeuronNet, TiedNet
 from neurodetect.patches import PatchSampler
 from neurodetect.training import BETAS, LEARNING_RATE, Step, make_optimizer
 from neurodetect.device import choose_device, choose_precision, freed_memory_kept
@@ -32,10 +34,10 @@ SHAPE = (512, 512)
 MATRIX = 4096  #: rows and columns of the product
 
 
-def multiplications() -> float:
+def multiplications(kind) -> float:
     """Of an iteration, in GFLOP: forward, and twice that backward but for the gradient of the windows."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = NeuronNet()
+        network = kind()
         network(torch.zeros(BATCH_SIZE, 1, WINDOW, WINDOW)).sum().backward()
     return counter.get_total_flops() / 1e9
 
@@ -65,6 +67,7 @@ def plain_step(network, optimizer, image, mask, rng) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of one plain and one fast iteration in turn")
+    parser.add_argument("--recipe", default="standard", choices=("standard", "2016"))
     parser.add_argument("--device", default="auto", help="as the commands have it")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     args = parser.parse_args()
@@ -75,9 +78,10 @@ def main() -> None:
     image = rng.standard_normal(SHAPE).astype(np.float32)
     mask = (rng.random(SHAPE) < 0.2).astype(np.uint8)
     plain = NeuronNet(torch.Generator().manual_seed(0)).to(device)
-    fast = NeuronNet(torch.Generator().manual_seed(0)).to(device, memory_format=torch.channels_last)
+    kind = TiedNet if args.recipe == "standard" else NeuronNet
+    fast = kind(torch.Generator().manual_seed(0)).to(device, memory_format=torch.channels_last)
     plain_adam = torch.optim.Adam(plain.parameters(), lr=LEARNING_RATE, betas=BETAS)
-    fast_step = Step(fast, make_optimizer(fast, device, "standard"), precision, centered=True)
+    fast_step = Step(fast, make_optimizer(fast, device, args.recipe), precision)
     sampler = PatchSampler([image], [mask], device)
 
     dtype = getattr(torch, precision)
@@ -101,7 +105,7 @@ def main() -> None:
     for name, seconds in medians.items():
         print(f"{name:22} {1000 * seconds:8.2f} ms")
     product, slow, quick = medians.values()
-    rate, work = 2 * MATRIX**3 / 1e9 / product, multiplications()
+    rate, work = 2 * MATRIX**3 / 1e9 / product, multiplications(kind)
     print(
         f"{work:.0f} GFLOP an iteration, {work / quick:.0f} GFLOP/s; the product has {rate:.0f} GFLOP/s, "
         f"at which an iteration would take {1000 * work / rate:.2f} ms: {quick * rate / work:.2f} times less"
