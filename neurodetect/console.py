@@ -263,7 +263,7 @@ def add_detection_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="pixels whose probability of being neuron is above this are neuron: higher finds fewer neurons "
         "and with more confidence, lower than 0.45 adds faint ones between those found at 0.45; the "
-        "cross-validation draws what each threshold gives, and names a better one (default: 0.45, or a lower "
+        "cross-validation draws what each threshold gives, and names a better one (default: 0.45, or another "
         "one at which training recordings are found better whose names begin alike, as mouse3_monday and "
         "mouse3_friday, or all where no two names do; with --regions connected 0.5)",
     )

@@ -32,8 +32,7 @@ from neurodetect.scoring import CURVE_THRESHOLDS, better_threshold, mean_curve
 # What is best for a group is told by a few of its recordings, and by coarse maps, as well as by all of them.
 LEARNED_STRIDE = 8  #: pixels between two windows of the maps from which is learned
 LEARNED_FROM = 8  #: recordings of a group, at most
-# No higher ones: a network is surer of recordings that it was trained on than of others.
-LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2 : 1 + CURVE_THRESHOLDS.index(CELL_THRESHOLD)]  #: 0.2 to 0.45
+LEARNED_THRESHOLDS = CURVE_THRESHOLDS[2:11]  #: 0.2 to 0.6
 ALL_ALIKE = ""  #: the group of all recordings, where their names tell none
 
 # On held-out halves of six recordings layers of the other half were better than those of the laboratory's two
@@ -119,9 +118,9 @@ def learn_thresholds(
 ) -> dict[str, float]:
     """The threshold at which each group of recordings is found best, by those that the network learned from.
 
-    In some laboratories fainter cells are marked than in others. A network that has to serve both is too
-    careful with those, on recordings that it was trained on as much as on new ones, and so the former can
-    tell that a lower threshold than CELL_THRESHOLD is better.
+    In some laboratories fainter cells are marked than in others. A network that has to serve both finds too
+    few in those and too many in others, on recordings that it was trained on as much as on new ones, and so
+    the former can tell that another threshold than CELL_THRESHOLD is better.
 
     Parameters
     ----------
@@ -139,7 +138,7 @@ def learn_thresholds(
     Returns
     -------
     dict of str to float
-        By group, see `alike`. A group is left out where no lower threshold is better by 0.01.
+        By group, see `alike`. A group is left out where no other threshold is better by 0.01.
     """
     if settings.threshold is not None:
         return {}
@@ -161,7 +160,8 @@ def learn_thresholds(
                     probability = predict(recording, coarse)
                     curves.append(curve_of_map(recording, probability, coarse, typical, LEARNED_THRESHOLDS))
                     bar.update()
-                *_, usual = curve = mean_curve(curves)
+                curve = mean_curve(curves)
+                usual = curve[LEARNED_THRESHOLDS.index(CELL_THRESHOLD)]
                 if better := better_threshold(curve, usual):
                     thresholds[group] = better["probability"]
     return team.word(thresholds)

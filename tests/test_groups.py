@@ -14,7 +14,7 @@ from neurodetect import detection, groups
 from neurodetect.detection import DetectionSettings, TrainingSettings, find_in_map, predict_map, train_network
 from neurodetect.files import UserError
 from neurodetect.groups import alike, fine_tune, kin, learn_thresholds, settle
-from neurodetect.network import SHARED, NeuronNet
+from neurodetect.network import SHARED, NeuronNet, TiedNet
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared, write_prepared
 from neurodetect.regions import regions_to_mask
@@ -35,9 +35,9 @@ def blobs(levels, seed):
     return probability, regions
 
 
-def laboratory(name, marked, seed):
-    """A recording with twenty bright cells and ten faint ones of which the `marked` are labelled; its map."""
-    probability, regions = blobs([0.8] * 20 + [0.33] * 10, seed)
+def laboratory(name, marked, seed, faint=0.33):
+    """A recording with twenty bright cells and ten faint ones, which are labelled if `marked`; its map."""
+    probability, regions = blobs([0.8] * 20 + [faint] * 10, seed)
     labelled = regions[:20] + (regions[20:] if marked else [])
     mask = regions_to_mask(labelled, probability.shape)
     return Prepared(name, probability, mask, labelled, None), probability
@@ -58,6 +58,11 @@ def test_each_laboratory_gets_the_threshold_of_its_own_labels():
     for name, found in ("neurofinder.a.9", 30), ("b.9", 20), ("c.9", 20):
         recording, probability = laboratory(name, True, 9)
         assert len(find_in_map(recording, probability, settle(UNSETTLED, name, learned), {})) == found
+    # What is not labelled, and fairly probable, needs a higher one.
+    strict = [laboratory(name, False, seed, 0.52) for seed, name in enumerate(["d.1", "d.2"])]
+    maps.update((recording.name, probability) for recording, probability in strict)
+    (threshold,) = learn_thresholds(predict, [recording for recording, _ in strict], UNSETTLED).values()
+    assert 0.5 < threshold <= 0.6
     # One recording tells too little; a threshold that is given, and plain components, are not touched.
     for few in (recordings[:1], [recordings[0], *recordings[1::2]], []):
         assert learn_thresholds(predict, few, UNSETTLED) == {}
@@ -207,6 +212,20 @@ def test_only_small_layers_learn(small):
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
     changed = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == before.keys() - {SHARED} == tuned.small_weights().keys() and tuned.own == {}
+
+
+def test_dense_layers_that_are_tied_stay_so(small):
+    settings = replace(TRAINING, iterations=2, batch_size=4)
+    recordings = [random_recording(name, seed) for seed, name in enumerate(("a.1", "b.1"))]
+    network, _ = train_network(recordings, settings)
+    fine_tune(network, recordings, {"a": recordings[:1]}, settings)
+    of_a = network.for_group("a")
+    assert all(TiedNet.of(each) is not None for each in (network, of_a))
+    further, _ = train_network(recordings[:1], settings, start=network)
+    assert TiedNet.of(further) is not None and torch.equal(further.dense.weight, network.dense.weight)
+    assert not torch.equal(further.output.weight, of_a.output.weight)
+    by_2016, _ = train_network(recordings, replace(settings, recipe="2016"))
+    assert TiedNet.of(by_2016) is None
 
 
 def test_a_training_on_one_group_starts_from_the_layers_that_it_has(small):
