@@ -129,7 +129,7 @@ class TiedNet(NeuronNet):
 
     Of the central pixels each square of 2 x 2 has 20 of the 2000 units. They see the 11 x 11 values of every
     feature map around it (as far as the window goes around the outermost squares), with the same weights in
-    all squares, and a pixel's logit is made of the units of the 5 x 5 squares around it: 262,000 weights
+    all squares, and a pixel's logit is made of the units of the 5 x 5 squares around it: 244,000 weights
     instead of 81 million. `untied` is the same network with all of them written out.
 
     Weights that are shared between places are those of a convolution (LeCun et al. 1989, Neural Computation
