@@ -46,7 +46,7 @@ GPUS, RECORDINGS = (1, 8, 64), 1000
 # A GPU's part in the arithmetic, as measured on one H200: a map at stride 1, and 2,500 iterations. Of an
 # iteration's 3.0 ms Adam and the weights' change to bfloat16 and back have WEIGHTS, which is not shared.
 START, MAP, TRAINING, STEP, WEIGHTS = 10.0, 0.21, 8.0, 1.9e-3, 1.1e-3  #: s
-EXCHANGED = 324e6  #: bytes of gradients
+EXCHANGED = 324e6  #: bytes of gradients, with --recipe 2016; tied dense layers have 2 MB
 NVLINK, NETWORK = (
     400e9,
     12.5e9,
