@@ -22,7 +22,7 @@ SHAPE = (144, 160)  #: pixels, not square: an exchange of rows and columns would
 FRAMES = 100
 # Small, so that the demo takes minutes: real recordings want the defaults.
 CROSSVALIDATION = (
-    "--folds 2 --iterations 80 --batch-size 50 --stride 4 --output validation/scores.json".split()
+    "--folds 2 --iterations 160 --batch-size 50 --stride 4 --output validation/scores.json".split()
 )
 PREDICTION = "--iterations 200 --batch-size 50 --stride 2 --output found/submission.json".split()
 
