@@ -11,8 +11,8 @@ given, for the option --threshold.
 
 Started by torchrun, folds are dealt to the processes, with the same result. More processes than folds
 share the windows of the held-out recordings, and batches where --batch-size is 200 or more for each: with
-fewer one of them trains alone, as fast.
-Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends on in its last digits.
+fewer one of them trains alone. Processes on a CPU have OMP_NUM_THREADS threads each, which the result depends
+on in its last digits.
 """
 
 from __future__ import annotations

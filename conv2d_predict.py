@@ -10,8 +10,8 @@ laboratory's: what is marked there, and how faint a cell, is learned for new one
 
 Started by torchrun, recordings are dealt to the processes, with the same result; of fewer recordings
 than processes the windows are. A training is shared from 200 windows of --batch-size a process on; with
-fewer the first process trains alone, as fast. Processes on a CPU have OMP_NUM_THREADS threads each, on which
-the last digits depend.
+fewer the first process trains alone. Processes on a CPU have OMP_NUM_THREADS threads each, on which the last
+digits depend.
 """
 
 from __future__ import annotations

@@ -37,11 +37,12 @@ from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
 from neurodetect.training import train
 
-#: Windows of a batch for each process that takes part in a training. With fewer there is nothing to gain: the
-#: processes of one CPU have the same cores, and a GPU alone replays its steps, which those that share cannot.
-#: The recipe of 2016 exchanges 324 MB in a step, which takes as long as 60 windows on a CPU (0.35 s in one
-#: machine), as 50 on GPUs with NVLink between them (0.8 ms at 400 GB/s; a window takes 17 us on an H200), as
-#: 1,500 over a network (26 ms at 12.5 GB/s); the standard recipe 2 MB.
+#: Windows of a batch for each process that takes part in a training. Processes of one CPU have the same
+#: cores, and a GPU alone replays its steps, which those that share cannot. The recipe of 2016 exchanges 324
+#: MB in a step, which takes as long as 60 windows on a CPU (0.35 s in one machine), as 50 on GPUs with
+#: NVLink between them (0.8 ms at 400 GB/s; a window takes 17 us on an H200), as 1,500 over a network (26 ms
+#: at 12.5 GB/s). The standard recipe exchanges 2 MB: between machines fewer windows might do, which nobody
+#: has measured.
 SMALLEST_SHARE = 200
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from neurodetect import processes
 from neurodetect.files import UserError, read_array, read_json, write_array, write_json
 from neurodetect.processes import ALONE, Team
-from neurodetect.weights import load_safely, save_whole
+from neurodetect.weights import WEIGHTS_BYTES, load_safely, save_whole
 
 RUN_FILE = "run.json"
 RUN_FORMAT = "neurodetect unfinished run 9"  #: since 9 dense layers are tied in training
@@ -22,7 +22,7 @@ RUN_FORMAT = "neurodetect unfinished run 9"  #: since 9 dense layers are tied in
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
 #: By recipe: the weights that are trained and Adam's two means of them, float32
-CHECKPOINT_BYTES = {"standard": 3 * 514_924 * 4, "2016": 3 * 81_073_300 * 4}
+CHECKPOINT_BYTES = {"standard": 3 * 514_924 * 4, "2016": 3 * WEIGHTS_BYTES}
 
 
 class UnfinishedRun:

@@ -15,7 +15,7 @@ from neurodetect.files import UserError, reason, write_whole
 from neurodetect.network import NeuronNet, empty_network
 from neurodetect.regions import whole_name
 
-WEIGHTS_BYTES = 4 * 81_073_300  #: of a network, without what groups have of their own
+WEIGHTS_BYTES = 4 * 81_073_300  #: of a network in float32, without what groups have of their own
 WEIGHTS_FORMAT = "neurodetect weights 1"
 STARTED_FROM = "started from"  #: the settings of the weights that a training began with, in its own
 

@@ -328,7 +328,7 @@ def test_a_mask_of_another_shape_is_refused(command, folder):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of the weights of a network with few hidden units: 2 MB."""
+    """A file of the weights of a network with few hidden units: 16 MB."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network_module, "HIDDEN_UNITS", 100)
         file = tmp_path_factory.mktemp("weights") / "model.pt"

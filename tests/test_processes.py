@@ -29,7 +29,7 @@ from neurodetect.synthetic import simulate_frames, simulate_regions
 from neurodetect.weights import save_network
 
 SHAPE = (42, 46)
-HIDDEN_UNITS = 100  #: a checkpoint of the whole network has a gigabyte
+HIDDEN_UNITS = 100  #: the weights are 16 MB instead of 325
 RUNNING = ("--stride", "20", "--device", "cpu", "--seed", "3")
 TRAINING = ("--iterations", "6", "--batch-size", "4", *RUNNING)
 FOLDS = ("conv2d_crossvalidation.py", "train", "--folds", "3", *TRAINING)
