@@ -53,7 +53,7 @@ def main() -> None:
         console.say(f"Weights of {args.model}, on {finding.device} in {finding.precision}")
     else:
         require_writable(Path(args.output).parent, 2 * CHECKPOINT_BYTES[training.recipe])
-        require_writable(Path(args.save_model).parent, WEIGHTS_BYTES)
+        require_writable(Path(args.save_model).parent, WEIGHTS_BYTES[training.recipe])
         labelled = read_labelled(args.train_folder)
         inputs["training"] = digests(args.train_folder, labelled)
         settings = console.log_settings(training, finding)

@@ -495,7 +495,7 @@ def prediction_options(description: str) -> argparse.Namespace:
         "--save-model",
         default="model.pt",
         metavar="FILE",
-        help="where the trained weights go, 325 MB (default: model.pt)",
+        help="where the trained weights go (default: model.pt)",
     )
     group.add_argument(
         "--model",

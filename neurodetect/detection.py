@@ -201,6 +201,10 @@ def train_network(
     UserError
         There is no neuron, or nothing but neurons, in the recordings; the loss is no longer finite.
     """
+    standard = settings.recipe == "standard"
+    kind = TiedNet if standard else NeuronNet
+    if standard and start is not None:
+        kind = type(start)  # what the recipe of 2016 has trained stays untied
     if team.size > 1 and settings.batch_size < SMALLEST_SHARE * team.size:
         with team.all_threads():
             network, history = (
@@ -213,11 +217,10 @@ def train_network(
                     description=description,
                 )
                 if team.leads
-                else (empty_network().to_empty(device=torch.device(settings.device)).eval(), [])
+                else (empty_network(kind).to_empty(device=torch.device(settings.device)).eval(), [])
             )
         team.copy_from_leader(*network.parameters())
         return network, team.word(history)
-    standard = settings.recipe == "standard"
     paint = regions_to_separate_mask if standard else regions_to_mask
     device = torch.device(settings.device)
 
@@ -250,13 +253,12 @@ def train_network(
         # Orthogonal weights take seconds on a CPU; only CUDA, of the others, is sure to have what they need.
         place = device if device.type == "cuda" else torch.device("cpu")
         with place:
-            make = TiedNet if standard else NeuronNet
-            network = make(torch.Generator(place).manual_seed(settings.seed)).to(device)
+            network = kind(torch.Generator(place).manual_seed(settings.seed)).to(device)
     else:
         groups = {group_of(recording.name, start.own) for recording in recordings}
         start = start.for_group(groups.pop() if len(groups) == 1 else None)
-        tied = TiedNet.of(start) if standard else None
-        network = (deepcopy(start) if tied is None else tied).to(device)
+        network = start.untied() if isinstance(start, TiedNet) and not standard else deepcopy(start)
+        network.to(device)
         network.own = {}  # a group's earlier layers would hide what is learned now
         network.dense.weight.requires_grad_(False)
     history = train(
@@ -272,7 +274,7 @@ def train_network(
         team=team,
     )
     network.requires_grad_()
-    return network.untied() if isinstance(network, TiedNet) else network, history
+    return network, history
 
 
 def labels_on_cells(recording: Prepared) -> list[np.ndarray]:

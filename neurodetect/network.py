@@ -18,7 +18,7 @@ HIDDEN_UNITS = 2000
 SQUARES = TARGET // 2  #: squares of 2 x 2 pixels, a value of each feature map, along the central square
 SEEN_BY_UNIT = WINDOW // 2 - SQUARES + 1  #: values of a feature map along a side of what a tied unit sees
 SEEN_BY_PIXEL = 5  #: squares along a side of those whose tied units a pixel's logit is made of
-SHARED = "dense.weight"  #: 80 of the 81 million weights, the same for every group of recordings
+SHARED = "dense.weight"  #: the weights that are the same for every group of recordings
 
 # A GPU's tensor cores take maps by eights: 50 and 100 of them are computed there as 56 and 104, of which the
 # last are zero. On a CPU a training step's convolutions get slower by it, and by 64 and 112 or 128 too.
@@ -105,7 +105,7 @@ class NeuronNet(nn.Module):
         return self.classify(self.features(windows))
 
     def small_weights(self) -> dict[str, Tensor]:
-        """Copies, on the CPU, of all weights but SHARED: 1 of 81 million."""
+        """Copies, on the CPU, of all weights but SHARED: 1 of 81 million, or 273,000 of 515,000 tied ones."""
         weights = self.state_dict()
         del weights[SHARED]
         return {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
@@ -117,7 +117,7 @@ class NeuronNet(nn.Module):
         """
         if group not in self.own:
             return self
-        network = empty_network()
+        network = empty_network(type(self))
         shared = self.state_dict()[SHARED]
         own = {name: weight.to(shared.device) for name, weight in self.own[group].items()}
         network.load_state_dict({**own, SHARED: shared}, assign=True)
@@ -125,12 +125,12 @@ class NeuronNet(nn.Module):
 
 
 class TiedNet(NeuronNet):
-    """The network while its dense layers are tied: what is learned at one place of a window holds for all.
+    """The network with tied dense layers: what is learned at one place of a window holds for all.
 
     Of the central pixels each square of 2 x 2 has 20 of the 2000 units. They see the 11 x 11 values of every
     feature map around it (as far as the window goes around the outermost squares), with the same weights in
     all squares, and a pixel's logit is made of the units of the 5 x 5 squares around it: 244,000 weights
-    instead of 81 million. `untied` is the same network with all of them written out.
+    instead of 81 million. It answers as the network does that has all of them written out, see `untied`.
 
     Weights that are shared between places are those of a convolution (LeCun et al. 1989, Neural Computation
     1:541).
@@ -154,49 +154,37 @@ class TiedNet(NeuronNet):
         return functional.pixel_shuffle(logits, 2).flatten(1)
 
     @torch.no_grad()
+    def output_written_out(self) -> tuple[Tensor, Tensor]:
+        """Weights (400, 2000) and biases (400,) of the layer of logits, for every pixel and unit."""
+        weights = self.state_dict()
+        # What a layer makes of each unit alone is that unit's column.
+        alone = torch.eye(HIDDEN_UNITS, device=weights["output.weight"].device)
+        alone = alone.view(HIDDEN_UNITS, -1, SQUARES, SQUARES)
+        weight = functional.conv2d(alone, weights["output.weight"], padding=SEEN_BY_PIXEL // 2)
+        bias = weights["output.bias"].view(2, 2).tile(SQUARES, SQUARES)
+        return functional.pixel_shuffle(weight, 2).flatten(1).T, bias.flatten()
+
+    @torch.no_grad()
     def untied(self) -> NeuronNet:
         """The same network as a `NeuronNet`, on the same device."""
-        weights, around = self.state_dict(), SEEN_BY_PIXEL // 2
-        unit, pixel = weights["dense.weight"], weights["output.weight"].unflatten(0, (2, 2))
+        weights = self.state_dict()
+        unit = weights["dense.weight"]
         (units, maps), side = unit.shape[:2], WINDOW // 2
         dense = unit.new_zeros(units, SQUARES, SQUARES, maps, side, side)
-        output = pixel.new_zeros(2, 2, SQUARES, SQUARES, units, *[SQUARES + 2 * around] * 2)
         for row, column in product(range(SQUARES), repeat=2):
             dense[:, row, column, :, row : row + SEEN_BY_UNIT, column : column + SEEN_BY_UNIT] = unit
-            output[:, :, row, column, :, row : row + SEEN_BY_PIXEL, column : column + SEEN_BY_PIXEL] = pixel
-        output = output[..., around:-around, around:-around].permute(2, 0, 3, 1, 4, 5, 6)
         weights["dense.weight"] = dense.view(HIDDEN_UNITS, -1)
         weights["dense.bias"] = weights["dense.bias"].repeat_interleave(SQUARES**2)
-        weights["output.weight"] = output.reshape(TARGET**2, HIDDEN_UNITS)
-        weights["output.bias"] = weights["output.bias"].view(2, 2).tile(SQUARES, SQUARES).flatten()
+        weights["output.weight"], weights["output.bias"] = self.output_written_out()
         network = empty_network()
         network.load_state_dict(weights, assign=True)
         return network.train(self.training)
 
-    @classmethod
-    def of(cls, network: NeuronNet) -> TiedNet | None:
-        """The tied network that is the same as this one; None where it has none."""
-        weights, side = network.state_dict(), WINDOW // 2
-        dense = weights["dense.weight"].view(-1, SQUARES, SQUARES, MAPS_AFTER_POOL, side, side)
-        output = weights["output.weight"].view(SQUARES, 2, SQUARES, 2, -1, SQUARES, SQUARES)
-        inner = SQUARES // 2  # a square that has all of those around it
-        around = slice(inner - SEEN_BY_PIXEL // 2, inner + SEEN_BY_PIXEL // 2 + 1)
-        weights["dense.weight"] = dense[:, 0, 0, :, :SEEN_BY_UNIT, :SEEN_BY_UNIT]
-        weights["dense.bias"] = weights["dense.bias"].view(-1, SQUARES**2)[:, 0]
-        weights["output.weight"] = output[inner, :, inner, :, :, around, around].flatten(0, 1)
-        weights["output.bias"] = weights["output.bias"].view(SQUARES, 2, SQUARES, 2)[0, :, 0].flatten()
-        with torch.device("meta"):
-            tied = cls()
-        tied.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
-        written_out = tied.untied().state_dict()
-        same = all(torch.equal(weight, written_out[name]) for name, weight in network.state_dict().items())
-        return tied.train(network.training) if same else None
 
-
-def empty_network() -> NeuronNet:
+def empty_network(kind: type[NeuronNet] = NeuronNet) -> NeuronNet:
     """A network of weights still to be filled in: until then without memory, and without random numbers."""
     with torch.device("meta"):
-        return NeuronNet()
+        return kind()
 
 
 def with_empty_maps(weight: Tensor, bias: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

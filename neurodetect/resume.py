@@ -22,7 +22,7 @@ RUN_FORMAT = "neurodetect unfinished run 9"  #: since 9 dense layers are tied in
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
 CHECKPOINT_FORMAT = "neurodetect checkpoint 1"
 #: By recipe: the weights that are trained and Adam's two means of them, float32
-CHECKPOINT_BYTES = {"standard": 3 * 514_924 * 4, "2016": 3 * WEIGHTS_BYTES}
+CHECKPOINT_BYTES = {recipe: 3 * size for recipe, size in WEIGHTS_BYTES.items()}
 
 
 class UnfinishedRun:

@@ -21,7 +21,8 @@ border x border      the window                         for each window: its fou
 The next layer computes each zone from itself, the zones beside it and the row or column of zeros outside
 the window. In the interior, pooling becomes a maximum at every pixel; after it the cells of a window are 2 px
 apart, so that convolutions have dilation 2 there. At last the nine zones are put together to the 20 x 20
-cells of 100 features of each window, and the dense layers run as they are, on many windows at once.
+cells of 100 features of each window, and the dense layers run as they are, on many windows at once; where
+they are tied, windows share most of their work, too, see `_TiedLayers`.
 
 The image is handled in blocks of windows, so memory depends on the size of a block and not on that of the
 image. `Zones` holds, for a block and a layer, what its windows share; corners and dense layers are computed
@@ -42,7 +43,16 @@ from torch.nn import functional
 
 from neurodetect.device import arithmetic, choose_precision, is_out_of_memory
 from neurodetect.files import UserError
-from neurodetect.network import MAPS_MULTIPLE, MARGIN, TARGET, WINDOW, NeuronNet, with_empty_maps
+from neurodetect.network import (
+    MAPS_MULTIPLE,
+    MARGIN,
+    SQUARES,
+    TARGET,
+    WINDOW,
+    NeuronNet,
+    TiedNet,
+    with_empty_maps,
+)
 from neurodetect.patches import PADDING
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
@@ -321,39 +331,31 @@ class _SharingNetwork:
                 (network.conv4, network.conv5, network.conv6),
             )
         )
-        # The network lists features map by map; here they come cell by cell.
-        maps, cells = network.conv6.out_channels, WINDOW // 2
-        dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
-        if maps % multiple:
-            dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
-        self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
-        self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
+        kind = _TiedLayers if isinstance(network, TiedNet) else _DenseLayers
+        self.classifier = kind(network, multiple, dtype)
         self.dtype, self.batch = dtype, batch
 
     def probabilities(self, padded: Tensor, rows: range, columns: range) -> Tensor:
         """Probabilities (rows, columns, 20, 20) for the windows of a block, float32."""
         seen = padded[rows[0] : rows[-1] + WINDOW, columns[0] : columns[-1] + WINDOW].to(self.dtype)
-        zones = [Zones.of_image(seen, rows, columns)]
+        zones = [Zones.of_image(seen, rows, columns, self.classifier.beyond)]
         for weights in self.before_pool:
             zones.append(zones[-1].after_convolution(weights))
         zones.append(zones[-1].after_pooling())
         for weights in self.after_pool:
             zones.append(zones[-1].after_convolution(weights))
+        shared = self.classifier.shared(zones[-1])
         probabilities = padded.new_empty(len(rows), len(columns), TARGET, TARGET)
         step = min(max(1, self.batch // len(columns)), len(rows))
-        cells, maps = zones[-1].cells, zones[-1].interior.shape[-1]
-        buffer = seen.new_empty(step, len(columns), cells, cells, maps)
         for first in range(0, len(rows), step):
             some = slice(first, min(first + step, len(rows)))
-            features = buffer[: some.stop - first]
-            self._features([z.of_window_rows(some) for z in zones], features)
-            hidden = functional.linear(features.flatten(0, 1).flatten(1), *self.dense).tanh_()
-            logits = functional.linear(hidden, *self.output)
+            part = [z.of_window_rows(some) for z in zones]
+            logits = self.classifier.logits(part[-1], self._corners(part), shared.of_window_rows(some))
             probabilities[some] = torch.sigmoid(logits.float()).view(-1, len(columns), TARGET, TARGET)
         return probabilities
 
-    def _features(self, zones: list[Zones], out: Tensor) -> None:
-        """Put windows' features, from the zones of all layers, into `out` (rows, columns, 20, 20, 100)."""
+    def _corners(self, zones: list[Zones]) -> Tensor:
+        """The last layer's corners (2, 2, rows, columns, 5, 5, maps), from the zones of all layers."""
         pool = len(self.before_pool)
         corners = None
         for before, weights in zip(zones[:pool], self.before_pool, strict=True):
@@ -361,8 +363,112 @@ class _SharingNetwork:
         corners = zones[pool].corners_after_pooling(corners)
         for before, weights in zip(zones[pool + 1 : -1], self.after_pool, strict=True):
             corners = before.corners_after_convolution(corners, weights)
-        cells = range(zones[-1].cells)
-        zones[-1].gather_cells(corners, cells, cells, out)
+        return corners
+
+
+class _DenseLayers:
+    """The dense layers of any network, run on the features of each window."""
+
+    beyond = 0
+
+    def __init__(self, network: NeuronNet, multiple: int, dtype: torch.dtype) -> None:
+        # The network lists features map by map; here they come cell by cell.
+        maps, cells = network.conv6.out_channels, WINDOW // 2
+        dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
+        if maps % multiple:
+            dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
+        self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
+        self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
+
+    def shared(self, features: Zones) -> Zones:
+        """What windows share: nothing but their features."""
+        return features
+
+    def logits(self, features: Zones, corners: Tensor, _: Zones) -> Tensor:
+        """Logits (windows, 400) of windows, from the zones of their features and the corners of these."""
+        cells = range(features.cells)
+        windows = corners.new_empty(*corners.shape[2:4], len(cells), len(cells), corners.shape[-1])
+        features.gather_cells(corners, cells, cells, windows)
+        hidden = functional.linear(windows.flatten(0, 1).flatten(1), *self.dense).tanh_()
+        return functional.linear(hidden, *self.output)
+
+
+class _TiedLayers:
+    """Dense layers that are tied: windows share the sums of their units, too.
+
+    A unit's sum over the 11 x 11 values of each feature map is a convolution's, of what the features would be
+    if windows did not end: the same for all. To it is added what the features near a window's end differ by:
+    in rows for each window row, in columns for each window column, and in corners for each window. Of the 10
+    squares along an axis the first five see cells of the low border, the others of the high one.
+    """
+
+    beyond = WINDOW // 4  #: pixels from the interior of the features to where a window ends
+
+    def __init__(self, network: TiedNet, multiple: int, dtype: torch.dtype) -> None:
+        dense = network.dense.weight.detach().to(dtype)
+        dense = functional.pad(dense, (0, 0, 0, 0, 0, -dense.shape[1] % multiple))
+        self.interior = dense, network.dense.bias.detach().to(dtype)
+        self.in_rows = _at_borders(dense, 2).permute(0, 3, 1, 2, 5, 4).flatten(1, 2)
+        self.in_columns = _at_borders(dense, 3).permute(0, 4, 1, 2, 3, 5).flatten(1, 2)
+        corners = _at_borders(_at_borders(dense, 2), 4).permute(1, 0, 4, 5, 2, 6, 7, 3)
+        self.in_corners = corners.flatten(5).flatten(2, 4)
+        weight, bias = network.output_written_out()
+        # There unit by unit, here square by square.
+        weight = weight.unflatten(1, (-1, SQUARES, SQUARES)).permute(0, 2, 3, 1).flatten(1)
+        self.output = weight.to(dtype), bias.to(dtype)
+
+    def shared(self, features: Zones) -> Zones:
+        """Sums of the units of squares: the interior's, and in the strips what is added where windows end."""
+        spacing, border = features.spacing, features.border
+        row_strips, column_strips = [], []
+        for side, cells in enumerate(features.beside_interior()):
+            rows = features.row_strips[side] - features._by_window_row(features.interior, 0, cells)
+            sums = functional.conv2d(_maps_first(rows), self.in_rows[side], dilation=(1, spacing))
+            row_strips.append(sums.unflatten(1, (border, -1))[..., 0, :].movedim(2, 3))
+            columns = features._by_window_column(features.interior, 1, cells).transpose(0, 1)
+            columns = features.column_strips[side] - columns
+            sums = functional.conv2d(_maps_first(columns), self.in_columns[side], dilation=(spacing, 1))
+            column_strips.append(sums.unflatten(1, (border, -1))[..., 0].permute(0, 3, 1, 2))
+        interior = functional.conv2d(_maps_first(features.interior), *self.interior, dilation=spacing)
+        return replace(
+            features,
+            interior=_maps_last(interior, torch.Size()),
+            row_strips=torch.stack(row_strips),
+            column_strips=torch.stack(column_strips),
+            beyond=0,
+        )
+
+    def logits(self, features: Zones, corners: Tensor, shared: Zones) -> Tensor:
+        """Logits (windows, 400), from the zones and corners of windows' features and from shared sums."""
+        border, every = features.border, slice(None)
+        cells, squares = features.beside_interior(), (slice(0, border), slice(border, 2 * border))
+        hidden = corners.new_empty(*corners.shape[2:4], SQUARES, SQUARES, shared.interior.shape[-1])
+        for i, j in product((LOW, HIGH), repeat=2):
+            rows, columns = cells[i], cells[j]
+            # What strips add of a corner they both add; and it is not what stands there.
+            differences = corners[i, j] - features.of_row_strips(i, every, columns)
+            differences -= features.of_column_strips(j, rows, every) - features.of_interior(rows, columns)
+            sums = functional.linear(differences.flatten(0, 1).flatten(1), self.in_corners[i, j])
+            rows, columns = squares[i], squares[j]
+            part = hidden[:, :, rows, columns]
+            part.copy_(sums.view(part.shape))
+            part += shared.of_interior(rows, columns)
+            part += shared.of_row_strips(i, every, columns)
+            part += shared.of_column_strips(j, rows, every)
+        return functional.linear(hidden.tanh_().flatten(0, 1).flatten(1), *self.output)
+
+
+def _at_borders(weight: Tensor, axis: int) -> Tensor:
+    """Of a unit's weights along an axis, those of the cells of a window's low and of its high border.
+
+    (..., 11, ...) becomes (2, ..., 5 squares, ..., 5 cells), the squares in the axis, the cells at the end.
+    """
+    border = SQUARES // 2
+    around = [0, 0] * (weight.ndim - 1 - axis) + [border - 1, border - 1]
+    every = functional.pad(weight, around).unfold(axis, border, 1).flip(axis)
+    return torch.stack(
+        [every.narrow(axis, every.shape[axis] - border, border), every.narrow(axis, 0, border)]
+    )
 
 
 @dataclass(frozen=True)
@@ -388,13 +494,15 @@ class Zones:
     Attributes
     ----------
     interior : Tensor (H, W, maps)
-        Begins with the first interior cell of the block's first window.
+        Begins with the first interior cell of the block's first window, or `beyond` before it.
     row_strips : Tensor (2, rows, border, W, maps)
         Low and high border cells of each window row, in the columns of `interior`.
     column_strips : Tensor (2, columns, H, border, maps)
         Low and high border cells of each window column, in the rows of `interior`.
     rows, columns : range
         First pixels of the windows.
+    beyond : int
+        Pixels that `interior` and the length of strips go on beyond the interior of the outermost windows.
     cells : int
         Cells of a window along an axis.
     spacing : int
@@ -406,16 +514,18 @@ class Zones:
     column_strips: Tensor
     rows: range
     columns: range
+    beyond: int = 0
     cells: int = WINDOW
     spacing: int = 1
 
     @classmethod
-    def of_image(cls, image: Tensor, rows: range, columns: range) -> Zones:
+    def of_image(cls, image: Tensor, rows: range, columns: range, beyond: int = 0) -> Zones:
         """The network's input: one map, and no cell feels a border yet."""
+        image = functional.pad(image, [beyond] * 4)
         height, width = image.shape
         row_strips = image.new_empty(2, len(rows), 0, width, 1)
         column_strips = image.new_empty(2, len(columns), height, 0, 1)
-        return cls(image[:, :, None], row_strips, column_strips, rows, columns)
+        return cls(image[:, :, None], row_strips, column_strips, rows, columns, beyond)
 
     @property
     def border(self) -> int:
@@ -475,17 +585,32 @@ class Zones:
                     to.zero_()
                     continue
                 if row_zone == column_zone == INTERIOR:
-                    by_row = self._by_window_row(self.interior, 0, rows)
-                    part = self._by_window_column(by_row, 2, columns).transpose(1, 2)
+                    part = self.of_interior(rows, columns)
                 elif column_zone == INTERIOR:
-                    strips = self.row_strips[row_zone, :, rows]
-                    part = self._by_window_column(strips, 2, columns).transpose(1, 2)
+                    part = self.of_row_strips(row_zone, rows, columns)
                 elif row_zone == INTERIOR:
-                    strips = self.column_strips[column_zone, :, :, columns]
-                    part = self._by_window_row(strips, 1, rows).transpose(0, 1)
+                    part = self.of_column_strips(column_zone, rows, columns)
                 else:
                     part = corners[row_zone, column_zone, :, :, rows, columns]
                 to.copy_(part)
+
+    def beside_interior(self) -> tuple[slice, slice]:
+        """The cells of a window's low and high border, counted from its first interior cell."""
+        interior = self.cells - 2 * self.border
+        return slice(-self.border, 0), slice(interior, interior + self.border)
+
+    def of_interior(self, rows: slice, columns: slice) -> Tensor:
+        """View these cells of the interior by window: (rows, columns, row cells, column cells, maps)."""
+        by_row = self._by_window_row(self.interior, 0, rows)
+        return self._by_window_column(by_row, 2, columns).transpose(1, 2)
+
+    def of_row_strips(self, side: int, rows: slice, columns: slice) -> Tensor:
+        """The same of the row strips: these of their rows, and these cells of the interior's columns."""
+        return self._by_window_column(self.row_strips[side, :, rows], 2, columns).transpose(1, 2)
+
+    def of_column_strips(self, side: int, rows: slice, columns: slice) -> Tensor:
+        """The same of the column strips: these cells of the interior's rows, and these of their columns."""
+        return self._by_window_row(self.column_strips[side, :, :, columns], 1, rows).transpose(0, 1)
 
     def _convolved_borders(self) -> tuple[range, range]:
         """The cells of a window that a convolution makes into its low and its high border: -1 is outside."""
@@ -542,16 +667,16 @@ class Zones:
 
     def _by_window_row(self, x: Tensor, axis: int, cells: slice) -> Tensor:
         """View an axis of pixel rows as two: window rows, and interior cells of each."""
-        return _by_window(x, axis, self.rows, cells, self.spacing)
+        return _by_window(x, axis, self.rows, cells, self.spacing, self.beyond)
 
     def _by_window_column(self, x: Tensor, axis: int, cells: slice) -> Tensor:
         """View an axis of pixel columns as two: window columns, and interior cells of each."""
-        return _by_window(x, axis, self.columns, cells, self.spacing)
+        return _by_window(x, axis, self.columns, cells, self.spacing, self.beyond)
 
 
-def _by_window(x: Tensor, axis: int, starts: range, cells: slice, spacing: int) -> Tensor:
+def _by_window(x: Tensor, axis: int, starts: range, cells: slice, spacing: int, beyond: int) -> Tensor:
     """View an axis of pixels as two, windows and cells; nothing is copied."""
-    first, extent = cells.start * spacing, (cells.stop - cells.start - 1) * spacing + 1
+    first, extent = beyond + cells.start * spacing, (cells.stop - cells.start - 1) * spacing + 1
     x = x.narrow(axis, first, starts[-1] - starts[0] + extent)
     return x.unfold(axis, extent, starts.step)[..., ::spacing].movedim(-1, axis + 1)
 

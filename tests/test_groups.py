@@ -220,12 +220,14 @@ def test_dense_layers_that_are_tied_stay_so(small):
     network, _ = train_network(recordings, settings)
     fine_tune(network, recordings, {"a": recordings[:1]}, settings)
     of_a = network.for_group("a")
-    assert all(TiedNet.of(each) is not None for each in (network, of_a))
     further, _ = train_network(recordings[:1], settings, start=network)
-    assert TiedNet.of(further) is not None and torch.equal(further.dense.weight, network.dense.weight)
+    assert type(network) is type(of_a) is type(further) is TiedNet
+    assert torch.equal(further.dense.weight, network.dense.weight)
     assert not torch.equal(further.output.weight, of_a.output.weight)
-    by_2016, _ = train_network(recordings, replace(settings, recipe="2016"))
-    assert TiedNet.of(by_2016) is None
+    by_2016, _ = train_network(recordings[:1], replace(settings, recipe="2016"), start=network)
+    assert type(by_2016) is NeuronNet and torch.equal(by_2016.dense.weight, of_a.untied().dense.weight)
+    untied, _ = train_network(recordings, settings, start=by_2016)
+    assert type(untied) is NeuronNet
 
 
 def test_a_training_on_one_group_starts_from_the_layers_that_it_has(small):
@@ -255,21 +257,24 @@ def test_a_recording_is_found_by_the_layers_of_its_group(small):
     assert not np.allclose(*maps.values())
 
 
-def test_own_layers_are_kept_with_the_weights(small, tmp_path):
+@pytest.mark.parametrize("kind", [NeuronNet, TiedNet])
+def test_own_layers_are_kept_with_the_weights(small, tmp_path, kind):
     path = tmp_path / "model.pt"
+    small = kind(torch.Generator().manual_seed(0))
     own = {name: value + 1 for name, value in small.small_weights().items()}
     small.own = {"b": own}
     save_network(path, small, {})
     read, _ = load_network(path)
+    assert type(read) is type(read.for_group("b")) is kind
     assert read.own.keys() == {"b"} and all(torch.equal(read.own["b"][name], own[name]) for name in own)
     for wrong, words in (
         ({"b": 3}, "plain float32"),
         ({3: own}, "groups of recordings"),
         (7, "groups of recordings"),
-        ({"b": {**own, "output.bias": torch.full((400,), torch.nan)}}, "not finite"),
-        ({"b": {**own, "output.bias": torch.zeros(3)}}, "another network"),
-        ({"b": {"output.bias": torch.zeros(400)}}, "another network"),
-        ({"b": {**own, "output.bias": torch.zeros(400, dtype=torch.float64)}}, "plain float32"),
+        ({"b": {**own, "output.bias": torch.full_like(own["output.bias"], torch.nan)}}, "not finite"),
+        ({"b": {**own, "output.bias": own["output.bias"][:3]}}, "another network"),
+        ({"b": {"output.bias": own["output.bias"]}}, "another network"),
+        ({"b": {**own, "output.bias": own["output.bias"].double()}}, "plain float32"),
     ):
         torch.save({**torch.load(path, weights_only=True), "own": wrong}, tmp_path / "other.pt")
         with pytest.raises(UserError, match=rf"other\.pt: holds .*{words}"):

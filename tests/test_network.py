@@ -115,8 +115,6 @@ def test_a_tied_network_written_out_is_the_same_network(tied):
         logits, expected = whole(windows), tied(windows)
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    back = TiedNet.of(whole)
-    assert all(torch.equal(weight, tied.state_dict()[name]) for name, weight in back.state_dict().items())
 
 
 def test_what_is_seen_two_pixels_further_is_labelled_two_pixels_further(tied):
@@ -127,18 +125,6 @@ def test_what_is_seen_two_pixels_further_is_labelled_two_pixels_further(tied):
         labels, further = (tied.classify(maps).view(2, 20, 20) for maps in (features, moved))
     inner = further.roll((-2, 4), dims=(1, 2))[:, 6:12, 8:14]
     torch.testing.assert_close(inner, labels[:, 6:12, 8:14], atol=1e-5, rtol=1e-5)
-
-
-def test_a_network_that_no_tied_one_can_be_has_none(tied):
-    whole = tied.untied()
-    for name in ("dense.weight", "output.weight", "output.bias"):
-        with torch.no_grad():
-            weight = whole.get_parameter(name).view(-1)
-            last = weight[-1].clone()
-            weight[-1] += 1
-            assert TiedNet.of(whole) is None, name
-            weight[-1] = last
-    assert TiedNet.of(whole) is not None
 
 
 def test_weights_start_orthogonal_and_biases_at_zero(network):

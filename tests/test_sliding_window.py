@@ -14,17 +14,15 @@ from torch.utils._pytree import tree_leaves
 from neurodetect import sliding_window
 from neurodetect.device import choose_precision, is_out_of_memory
 from neurodetect.files import UserError
-from neurodetect.network import MAPS_MULTIPLE, NeuronNet
+from neurodetect.network import MAPS_MULTIPLE, NeuronNet, TiedNet, empty_network
 from neurodetect.sliding_window import brute_force_map, probability_map, window_runs, windows_per_pixel
 
 CPU = torch.device("cpu")
 
 
-def random_network(seed: int, gain: float, bias: float) -> NeuronNet:
+def random_network(seed: int, gain: float, bias: float, kind: type[NeuronNet] = NeuronNet) -> NeuronNet:
     """A network with normal weights: an orthogonal start would take seconds."""
-    with torch.device("meta"):
-        network = NeuronNet()
-    network = network.to_empty(device=CPU)
+    network = empty_network(kind).to_empty(device=CPU)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -39,6 +37,17 @@ def random_network(seed: int, gain: float, bias: float) -> NeuronNet:
 def network() -> NeuronNet:
     """Like a trained one: clear answers, and biases, which show what the zeros at borders do."""
     return random_network(seed=1, gain=1.5, bias=0.3)
+
+
+@pytest.fixture(scope="module")
+def tied() -> NeuronNet:
+    """The same with tied dense layers."""
+    return random_network(seed=1, gain=1.5, bias=0.3, kind=TiedNet)
+
+
+@pytest.fixture(params=["network", "tied"])
+def either(request: pytest.FixtureRequest) -> NeuronNet:
+    return request.getfixturevalue(request.param)
 
 
 def random_image(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -128,11 +137,11 @@ def test_brute_force_is_the_definition(network: NeuronNet, shape: tuple[int, int
     ],
 )
 def test_sharing_changes_nothing(
-    network: NeuronNet, shape: tuple[int, int], stride: int, block_side: int | None
+    either: NeuronNet, shape: tuple[int, int], stride: int, block_side: int | None
 ) -> None:
     image = random_image(shape)
-    expected = brute_force_map(network, image, stride)
-    actual = probability_map(network, image, stride, precision="float32", block_side=block_side)
+    expected = brute_force_map(either, image, stride)
+    actual = probability_map(either, image, stride, precision="float32", block_side=block_side)
     assert actual.shape == shape and actual.dtype == np.float32
     assert np.abs(actual - expected).max() < 1e-5
     assert expected.std() > 0.005 or shape == (1, 1)
@@ -140,23 +149,23 @@ def test_sharing_changes_nothing(
 
 @pytest.mark.parametrize("multiple", [8, 16])
 def test_maps_of_zeros_change_nothing(
-    network: NeuronNet, monkeypatch: pytest.MonkeyPatch, multiple: int
+    either: NeuronNet, monkeypatch: pytest.MonkeyPatch, multiple: int
 ) -> None:
     """As the map is computed on a GPU."""
     image = random_image((19, 26))
-    expected = brute_force_map(network, image, 3)
+    expected = brute_force_map(either, image, 3)
     monkeypatch.setitem(MAPS_MULTIPLE, "cpu", multiple)
-    actual = probability_map(network, image, 3, precision="float32", block_side=5)
+    actual = probability_map(either, image, 3, precision="float32", block_side=5)
     assert np.abs(actual - expected).max() < 1e-5
 
 
-def test_more_windows_than_a_batch(network: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_windows_than_a_batch(either: NeuronNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block wider than a batch, and one whose last batch is smaller than the others."""
     for shape, block_side in (((1, 30), 70), ((14, 5), None)):
         monkeypatch.setattr(sliding_window, "BATCH", 25)
         image = random_image(shape)
-        expected = brute_force_map(network, image, 1)
-        actual = probability_map(network, image, 1, precision="float32", block_side=block_side)
+        expected = brute_force_map(either, image, 1)
+        actual = probability_map(either, image, 1, precision="float32", block_side=block_side)
         assert np.abs(actual - expected).max() < 1e-5
 
 
@@ -253,10 +262,12 @@ class Held(TorchDispatchMode):
         return result
 
 
-def block_without_memory(stride: int, side: int, batch: int, dtype: torch.dtype) -> Held:
+def block_without_memory(
+    stride: int, side: int, batch: int, dtype: torch.dtype, kind: type[NeuronNet] = NeuronNet
+) -> Held:
     """What a block of windows takes, on a device that has shapes only."""
     with torch.device("meta"):
-        shared = sliding_window._SharingNetwork(NeuronNet(), dtype, batch)
+        shared = sliding_window._SharingNetwork(kind(), dtype, batch)
         padded = torch.empty(2 * [(side - 1) * stride + 40])
     starts = range(0, side * stride, stride)
     with torch.inference_mode(), Held() as held:
@@ -267,21 +278,23 @@ def block_without_memory(stride: int, side: int, batch: int, dtype: torch.dtype)
 @pytest.mark.parametrize("gigabytes", [2, 4, 80])
 @pytest.mark.parametrize("stride", [1, 4, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [NeuronNet, TiedNet])
 def test_a_block_on_a_gpu_takes_half_of_its_memory(
-    monkeypatch: pytest.MonkeyPatch, gigabytes: int, stride: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, stride: int, dtype: torch.dtype, kind: type[NeuronNet]
 ) -> None:
     monkeypatch.setitem(MAPS_MULTIPLE, "meta", MAPS_MULTIPLE["cuda"])
     memory = gigabytes * 2**30
     side, batch = sliding_window.gpu_block(memory, stride, dtype.itemsize)
-    held = block_without_memory(stride, side, batch, dtype)
+    held = block_without_memory(stride, side, batch, dtype, kind)
     assert 0.2 * memory < held.peak < 0.55 * memory
 
 
-def test_a_large_gpu_gets_few_commands() -> None:
+@pytest.mark.parametrize("kind", [NeuronNet, TiedNet])
+def test_a_large_gpu_gets_few_commands(kind: type[NeuronNet]) -> None:
     """The launch of one takes some microseconds: ten thousand for an image of 512 x 512 are 0.05 s."""
     side, batch = sliding_window.gpu_block(80 * 2**30, 1, 2)
     assert side >= 513
-    assert block_without_memory(1, 513, batch, torch.bfloat16).computed < 3_000
+    assert block_without_memory(1, 513, batch, torch.bfloat16, kind).computed < 3_000
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
@@ -362,24 +375,25 @@ def test_progress(network: NeuronNet, capsys: pytest.CaptureFixture, monkeypatch
 
 
 @pytest.mark.skipif(choose_precision("auto", CPU) != "bfloat16", reason="this processor has no fast bfloat16")
-def test_bfloat16(network: NeuronNet) -> None:
+def test_bfloat16(either: NeuronNet) -> None:
     image = random_image((33, 40))
-    exact = brute_force_map(network, image, 6)
+    exact = brute_force_map(either, image, 6)
     for approximate in (
-        brute_force_map(network, image, 6, precision="bfloat16"),
-        probability_map(network, image, 6, precision="bfloat16"),
-        probability_map(network, image, 6),
+        brute_force_map(either, image, 6, precision="bfloat16"),
+        probability_map(either, image, 6, precision="bfloat16"),
+        probability_map(either, image, 6),
     ):
         assert 0 < np.abs(approximate - exact).max() < 0.02
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("kind", [NeuronNet, TiedNet])
 @pytest.mark.parametrize("stride", [1, 7, 20])
-def test_cuda(network: NeuronNet, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda(kind: type[NeuronNet], stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits, not float32
     image = random_image((35, 52))
-    on_device = random_network(seed=1, gain=1.5, bias=0.3).to("cuda")
-    expected = brute_force_map(network, image, stride)
+    expected = brute_force_map(random_network(seed=1, gain=1.5, bias=0.3, kind=kind), image, stride)
+    on_device = random_network(seed=1, gain=1.5, bias=0.3, kind=kind).to("cuda")
     for precision, tolerance in (("float32", 1e-5), ("bfloat16", 0.02)):
         for compute in (brute_force_map, probability_map):
             actual = compute(on_device, image, stride, precision=precision)

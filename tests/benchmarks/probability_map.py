@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from neurodetect.network import NeuronNet  # noqa: E402
+from neurodetect.network import NeuronNet, TiedNet  # noqa: E402
 from neurodetect.sliding_window import brute_force_map, probability_map, window_runs  # noqa: E402
 
 
@@ -34,9 +34,13 @@ def main() -> None:
     parser.add_argument(
         "--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
     )
+    parser.add_argument(
+        "--recipe", choices=("standard", "2016"), default="standard", help="2016: with untied dense layers"
+    )
     arguments = parser.parse_args()
 
-    network = untrained_network().to(arguments.device)
+    network = untrained_network(TiedNet if arguments.recipe == "standard" else NeuronNet)
+    network = network.to(arguments.device)
     image = np.random.default_rng(0).normal(size=(arguments.side, arguments.side)).astype(np.float32)
     strip = image[: arguments.brute_rows]
     stride, block_side = arguments.stride, arguments.block_side
@@ -78,10 +82,10 @@ def main() -> None:
         )
 
 
-def untrained_network() -> NeuronNet:
+def untrained_network(kind: type[NeuronNet]) -> NeuronNet:
     """The network as training starts, but for its biases: at zero they would hide errors at borders."""
     generator = torch.Generator().manual_seed(0)
-    network = NeuronNet(generator)
+    network = kind(generator)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
