@@ -123,6 +123,18 @@ def test_a_group_gets_layers_a_part_of_the_way_to_those_trained_on_it_alone(trai
     assert all(own["bias"].item() == pytest.approx(2 + 0.35 * 8) for own in network.own.values())
 
 
+@pytest.mark.parametrize(
+    ("new", "share"), [("neurofinder.04.00.test", 0.7), ("04.02", 0.35), ("04.0", 0.35), ("y", 0.7)]
+)
+def test_a_recording_named_after_one_that_was_trained_on_is_taken_for_like_it(trained, new, share):
+    names = ("neurofinder.04.00", "04.01", "x.1", "y.rows0-50.columns0-60")
+    recordings = [random_recording(name, 0) for name in names]
+    network = Stand(2.0)
+    fine_tune(network, recordings, kin([new], recordings), TRAINING)
+    (own,) = network.own.values()
+    assert own["bias"].item() == pytest.approx(2 + share * 8)
+
+
 def test_layers_are_trained_only_where_there_is_something_to_learn(trained):
     a, b, c = (random_recording(name, 0) for name in ("a.1", "b.1", "a.2"))
     # Without a neuron where the network looks there are no balanced batches.
