@@ -202,7 +202,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=number_in(int, 1),
         metavar="N",
         help="training steps; 800 are enough for a first look, and much more than the default gains nothing "
-        "(default: 2500; with --recipe 2016 10000; with --start-from 300)",
+        "(default: 2500; with --recipe 2016 10000; with --start-from 100)",
     )
     group.add_argument(
         "--batch-size",
@@ -234,7 +234,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--start-from",
         metavar="FILE",
         help="begin the training with the weights that conv2d_predict.py saved earlier, not with random "
-        "ones, and train the small layers alone: in a minute or two, and from few marked neurons, a network "
+        "ones, and train the small layers alone: in half a minute, and from few marked neurons, a network "
         "that knows other recordings learns yours. Recordings that they were trained on cannot be held out",
     )
 
