@@ -156,13 +156,14 @@ class TiedNet(NeuronNet):
     @torch.no_grad()
     def output_written_out(self) -> tuple[Tensor, Tensor]:
         """Weights (400, 2000) and biases (400,) of the layer of logits, for every pixel and unit."""
-        weights = self.state_dict()
-        # What a layer makes of each unit alone is that unit's column.
-        alone = torch.eye(HIDDEN_UNITS, device=weights["output.weight"].device)
-        alone = alone.view(HIDDEN_UNITS, -1, SQUARES, SQUARES)
-        weight = functional.conv2d(alone, weights["output.weight"], padding=SEEN_BY_PIXEL // 2)
+        weights, around = self.state_dict(), SEEN_BY_PIXEL // 2
+        pixel = weights["output.weight"].unflatten(0, (2, 2))
+        output = pixel.new_zeros(2, 2, SQUARES, SQUARES, pixel.shape[2], *[SQUARES + 2 * around] * 2)
+        for row, column in product(range(SQUARES), repeat=2):
+            output[:, :, row, column, :, row : row + SEEN_BY_PIXEL, column : column + SEEN_BY_PIXEL] = pixel
+        output = output[..., around:-around, around:-around].permute(2, 0, 3, 1, 4, 5, 6)
         bias = weights["output.bias"].view(2, 2).tile(SQUARES, SQUARES)
-        return functional.pixel_shuffle(weight, 2).flatten(1).T, bias.flatten()
+        return output.reshape(TARGET**2, HIDDEN_UNITS), bias.flatten()
 
     @torch.no_grad()
     def untied(self) -> NeuronNet:

@@ -445,7 +445,7 @@ class _TiedLayers:
         hidden = corners.new_empty(*corners.shape[2:4], SQUARES, SQUARES, shared.interior.shape[-1])
         for i, j in product((LOW, HIGH), repeat=2):
             rows, columns = cells[i], cells[j]
-            # What strips add of a corner they both add; and it is not what stands there.
+            # In a corner both strips have been added, as if they went on there.
             differences = corners[i, j] - features.of_row_strips(i, every, columns)
             differences -= features.of_column_strips(j, rows, every) - features.of_interior(rows, columns)
             sums = functional.linear(differences.flatten(0, 1).flatten(1), self.in_corners[i, j])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from neurodetect.network import MAPS_MULTIPLE, NeuronNet, TiedNet
+from neurodetect.weights import WEIGHTS_BYTES
 
 
 def numpy_convolution(maps, weight, bias):
@@ -111,6 +112,8 @@ def test_a_tied_network_written_out_is_the_same_network(tied):
     windows = torch.randn(4, 1, 40, 40, generator=torch.Generator().manual_seed(1))
     whole = tied.untied()
     assert type(whole) is NeuronNet and sum(weight.numel() for weight in whole.parameters()) == 81_073_300
+    for net, recipe in (tied, "standard"), (whole, "2016"):
+        assert sum(weight.nbytes for weight in net.parameters()) == WEIGHTS_BYTES[recipe]
     with torch.inference_mode():
         logits, expected = whole(windows), tied(windows)
     assert expected.std() > 0.1
