@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from neurodetect.files import UserError
 from neurodetect.formats.axes import Axes, Choice, chosen_pages
+from neurodetect.formats.tiff import require_codec
 from neurodetect.recording import open_recording
 from neurodetect.regions import regions_to_mask, write_regions
 from neurodetect.synthetic import simulate_frames, simulate_regions
@@ -607,6 +609,13 @@ def test_a_missing_codec_names_the_package_whatever_python_says(tmp_path, monkey
     tifffile.imwrite(tmp_path / "a.tif", movie(3), compression="zlib", photometric="minisblack")
     monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", Broken({1: None}), raising=False)
     refused(tmp_path / "a.tif", "ADOBE_DEFLATE", "pip install imagecodecs")
+
+
+def test_a_compression_of_several_lines_is_refused_in_one(tmp_path):
+    """As a file has it whose tag was damaged: tifffile gives the text that stands there."""
+    page = SimpleNamespace(compression="ImageJ=1.11a\nimages=4", predictor=1)
+    with pytest.raises(UserError, match=r"a\.tif: is compressed \(ImageJ=1\.11a images=4\)"):
+        require_codec(page, tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
