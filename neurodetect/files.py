@@ -26,7 +26,13 @@ ARRAY_MAGIC = b"\x93NUMPY\x01\x00"  #: how a `.npy` file begins: format 1.0, whi
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that names the file and says what to do."""
+    """Something the user can mend: one line that names the file and says what to do.
+
+    What it quotes of a file may have line breaks in it, which become spaces.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def natural_key(path: str | Path) -> list[tuple[int, int | str]]:
@@ -298,8 +304,14 @@ def listed(things: Iterable[object]) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with a space for every run of spaces and line breaks."""
-    return " ".join(text.split())
+    """The text with a space for line breaks and what indents the lines.
+
+    Examples
+    --------
+    >>> one_line("my  file.h5: is damaged\\n    at its end\\n")
+    'my  file.h5: is damaged at its end'
+    """
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def positive_number(value: Any) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from neurodetect.files import UserError, listed, positive_number, read_json, reason, visible_files
+from neurodetect.files import UserError, listed, one_line, positive_number, read_json, reason, visible_files
 from neurodetect.formats.folders import frame_files, require_one_movie
 from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
@@ -86,7 +86,7 @@ class Recording:
         self.path = path
         self.name = name_of(path)
         self.info = info
-        self.notes = list(notes)
+        self.notes = [*map(one_line, notes)]  # datasets have names of any kind
         self._frames = frames
         self._scale = scale
         self.shape: tuple[int, int] = frames.shape

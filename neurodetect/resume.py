@@ -166,7 +166,7 @@ class UnfinishedRun:
         return read_json(path) if path.exists() else None
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a value that JSON can hold, of a training that is done: its checkpoint, a gigabyte, goes."""
+        """Keep a value that JSON can hold, of a training that is done: its checkpoint goes."""
         write_json(self._path(name, ".json"), value)
         if not self.keep:
             self.checkpoint(name).path.unlink(missing_ok=True)

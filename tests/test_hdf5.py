@@ -191,6 +191,13 @@ def test_one_of_several_movies(tmp_path):
     refused(path, "more than one movie: .* a/mov .*, b/mov", dataset="mov")
 
 
+def test_a_note_on_datasets_of_any_name_is_a_line(tmp_path):
+    path = write_hdf5(tmp_path / "m.h5", **{"a\n warning: b": make_frames(20), "red": make_frames(20)})
+    assert open_recording(path, dataset="red").notes == [
+        "red is read, left out: a warning: b (20 x 6 x 9 uint16)"
+    ]
+
+
 @pytest.mark.parametrize("beside", [np.zeros((3, *SHAPE), np.uint8), np.zeros((1, *SHAPE), np.float32)])
 def test_masks_or_projections_beside_a_movie_are_not_guessed(tmp_path, beside):
     refused(write_hdf5(tmp_path / "m.h5", mov=make_frames(20), other=beside), "--dataset NAME, of mov")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neurodetect.files import UserError, one_line, reason
+from neurodetect.files import UserError, reason
 from neurodetect.formats.frames import LARGEST_FRAME, choose, describe_frame, require_finite
 from neurodetect.formats.nwb import (
     SERIES_TYPES,
@@ -128,8 +128,7 @@ class Hdf5Frames:
             self.shape: tuple[int, int] = sizes["Y"], sizes["X"]
             if math.prod(self.shape) > LARGEST_FRAME:
                 raise UserError(
-                    f"{path}: {one_line(self.name)} claims {math.prod(self.shape)} pixels a frame; "
-                    "the file is damaged"
+                    f"{path}: {self.name} claims {math.prod(self.shape)} pixels a frame; the file is damaged"
                 )
             self.dtype: np.dtype = movie.dtype.newbyteorder("=")
             self.rate_hz = starting_rate(movie.parent)
@@ -250,9 +249,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # h5py, too, meets damage in many ways: OSError, RuntimeError, KeyError, ...
-        raise UserError(
-            f"{path}: cannot be read as HDF5 ({one_line(str(error))}); copy or export it again"
-        ) from error
+        raise UserError(f"{path}: cannot be read as HDF5 ({error}); copy or export it again") from error
 
 
 # Which dataset
@@ -283,7 +280,7 @@ def find_movie(file: h5py.File, path: Path, name: str | None) -> tuple[str, list
         named = [n for n in (name, f"{name}/data") if n in found][:1]
         named = named or [n for n in found if n.endswith(endings)]
         if not named:
-            raise UserError(f"{path}: has no dataset {one_line(name)}; it holds {listed(movies or found)}")
+            raise UserError(f"{path}: has no dataset {name}; it holds {listed(movies or found)}")
     else:
         what = "image series" if is_nwb else "movie (a dataset of frames x rows x columns)"
         if not movies:
@@ -299,10 +296,9 @@ def find_movie(file: h5py.File, path: Path, name: str | None) -> tuple[str, list
     others = {n: dataset for n, dataset in movies.items() if n != named[0]}
     if others and found[named[0]].size == 0:
         raise UserError(
-            f"{path}: {one_line(named[0])} has no frames in it: "
-            f"choose with --dataset NAME, of {listed(others)}"
+            f"{path}: {named[0]} has no frames in it: choose with --dataset NAME, of {listed(others)}"
         )
-    return named[0], [f"{one_line(named[0])} is read, left out: {listed(others)}"] if others else []
+    return named[0], [f"{named[0]} is read, left out: {listed(others)}"] if others else []
 
 
 def series_of(found: dict[str, h5py.Dataset]) -> dict[str, h5py.Dataset]:
@@ -339,14 +335,14 @@ def listed(datasets: dict[str, h5py.Dataset]) -> str:
     """Datasets and their shapes, the largest first and not too many."""
     arrays = {name: d for name, d in datasets.items() if d.shape}
     largest = sorted(arrays, key=lambda name: -arrays[name].size)
-    texts = [f"{one_line(n)} ({describe_frame(arrays[n].shape, arrays[n].dtype)})" for n in largest]
+    texts = [f"{n} ({describe_frame(arrays[n].shape, arrays[n].dtype)})" for n in largest]
     more = [f"{len(texts) - MOST_NAMED} more"] if len(texts) > MOST_NAMED else []
     return ", ".join([*texts[:MOST_NAMED], *more]) or "no arrays"
 
 
 def require_values(dataset: h5py.Dataset, path: Path) -> None:
     """Refuse a dataset that cannot be frames, or whose values are not in the file."""
-    name = one_line(dataset.name)
+    name = dataset.name
     if not may_be_movie(dataset):
         raise UserError(
             f"{path}: {name} is {describe_frame(dataset.shape or (), dataset.dtype)}; "
@@ -381,7 +377,7 @@ def find_axes(
     UserError
         The axes cannot be told, or are not as the user says.
     """
-    what = f"{path}: {one_line(movie.name)} is {describe_frame(movie.shape, movie.dtype)}"
+    what = f"{path}: {movie.name} is {describe_frame(movie.shape, movie.dtype)}"
     single = [axis for axis in range(movie.ndim) if movie.shape[axis] == 1]
     dropped = set(single[::-1][: movie.ndim - 3])  # the first one last: it may be a movie of one frame
     kept = [axis for axis in range(movie.ndim) if axis not in dropped]
@@ -389,7 +385,7 @@ def find_axes(
         axes = axes.upper()
         if not are_axes(axes) or len(axes) not in (movie.ndim, len(kept)):
             raise UserError(
-                f"{what}, which --axes {one_line(axes)} does not fit: it takes a letter for each axis, T "
+                f"{what}, which --axes {axes} does not fit: it takes a letter for each axis, T "
                 "(time), Y (rows), X (columns) and where there are more Z (planes) and C (channels)"
             )
         return (axes if len(axes) == movie.ndim else spread(axes, kept, movie.ndim)), []
@@ -460,9 +456,7 @@ def find_time(
         )
     notes = []
     if not sure:
-        notes.append(
-            f"{one_line(movie.name)} is read as {as_first}; where time is its last axis: --axes {last}"
-        )
+        notes.append(f"{movie.name} is read as {as_first}; where time is its last axis: --axes {last}")
     if by_matlab:
         notes.append(
             "rows and columns are as in MATLAB, which stores axes in reverse; --transpose turns them"

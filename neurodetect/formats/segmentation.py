@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neurodetect.files import UserError, one_line
+from neurodetect.files import UserError
 from neurodetect.formats.hdf5 import open_hdf5
 from neurodetect.formats.nwb import groups_of, own_dataset
 
@@ -55,11 +55,11 @@ def read_plane_segmentation(
             return None
         if len(found) > 1:
             raise UserError(
-                f"{path}: has more than one PlaneSegmentation: {', '.join(map(one_line, found))}; "
+                f"{path}: has more than one PlaneSegmentation: {', '.join(found)}; "
                 "export the one of this movie and name it with --labels FILE"
             )
         ((name, table),) = found.items()
-        source = f"{path}: {one_line(name)}"
+        source = f"{path}: {name}"
         images, pixels = (own_dataset(table, column) for column in ("image_mask", "pixel_mask"))
         if images is not None:
             regions = list(image_masks(images, shape, transpose, source))

@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import tifffile
 
-from neurodetect.files import UserError, one_line, reason
+from neurodetect.files import UserError, reason
 from neurodetect.formats.axes import (
     ONE_BY_ONE,
     Axes,
@@ -622,7 +622,7 @@ def require_codec(page: tifffile.TiffPage, path: Path) -> None:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
         tifffile.TIFF.UNPREDICTORS[page.predictor]
     except Exception as error:  # KeyError, and ImportError, AttributeError, ... of a package half installed
-        name = one_line(str(getattr(page.compression, "name", page.compression)))
+        name = getattr(page.compression, "name", page.compression)
         raise UserError(
             f"{path}: is compressed ({name}), for which a package is missing; pip install imagecodecs"
         ) from error
