@@ -31,7 +31,7 @@ class UserError(ValueError):
     What it quotes of a file may have line breaks in it, which become spaces.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
 
 
