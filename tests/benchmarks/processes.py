@@ -32,7 +32,7 @@ import torch
 from neurodetect import processes, training
 from neurodetect.detection import Found, assess
 from neurodetect.files import write_together
-from neurodetect.network import empty_network
+from neurodetect.network import NeuronNet, TiedNet, empty_network
 from neurodetect.patches import PatchSampler
 from neurodetect.prepared import Prepared
 from neurodetect.regions import find_regions, mean_probability, regions_to_mask, write_submission
@@ -41,16 +41,20 @@ from neurodetect.synthetic import simulate_regions
 from neurodetect.view.figures import draw_found, figure_bytes
 from neurodetect.view.report import section, write_report
 
-WORK = ("recordings dealt", "windows of one image shared", "folds dealt", "batches of one training shared")
+WORK = (
+    "recordings dealt",
+    "windows of one image shared",
+    "folds dealt",
+    "batches of one training shared",
+    "the same, `--recipe 2016`",
+)
 GPUS, RECORDINGS = (1, 8, 64), 1000
 # A GPU's part in the arithmetic, as measured on one H200: a map at stride 1, and 2,500 iterations. Of an
 # iteration's 3.0 ms Adam and the weights' change to bfloat16 and back have WEIGHTS, which is not shared.
 START, MAP, TRAINING, STEP, WEIGHTS = 10.0, 0.21, 8.0, 1.9e-3, 1.1e-3  #: s
 EXCHANGED = 324e6  #: bytes of gradients, with --recipe 2016; tied dense layers have 2 MB
-NVLINK, NETWORK = (
-    400e9,
-    12.5e9,
-)  #: bytes/s that one GPU sends in a machine of eight, and to others by 100 Gbit/s
+# Bytes/s that one GPU sends in a machine of eight, and to others by 100 Gbit/s.
+NVLINK, NETWORK = 400e9, 12.5e9
 
 
 def main() -> None:
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], metavar="N")
     parser.add_argument("--side", type=int, default=96, help="of the square images, px")
     parser.add_argument("--stride", type=int, default=2, help="px between windows of the probability map")
-    parser.add_argument("--iterations", type=int, default=3, help="of each training")
+    parser.add_argument("--iterations", type=int, default=10, help="of each training")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--measure", metavar="WORK", help=argparse.SUPPRESS)  # in processes of torchrun's
     args = parser.parse_args()
@@ -78,7 +82,7 @@ def measured(args: argparse.Namespace, counts: list[int]) -> None:
     print(f"{os.cpu_count()} cores, {threads} threads a process, PyTorch {torch.__version__}\n")
     print("| work | processes | seconds | efficiency |\n|---|---|---|---|")
     for work in WORK:
-        together = work == WORK[-1]
+        together = work in WORK[3:]
         runs = [(count, threads) for count in counts] + [(1, threads * max(counts))] * together
         times: dict[tuple[int, int], list[float]] = {run: [] for run in runs}
         for _ in range(2):
@@ -109,7 +113,8 @@ def measure(args: argparse.Namespace) -> None:
     """In each process: the seconds of its work, which the first one prints."""
     processes.start(torch.device("cpu"))
     most = max(args.processes)
-    network = random_network()
+    network = random_network(NeuronNet)
+    tied = random_network(TiedNet)
     image = np.random.default_rng(0).standard_normal((args.side, args.side), np.float32)
     teams = {work: processes.split(most if "dealt" in work else 1) for work in WORK}
     team = teams[args.measure]
@@ -117,18 +122,19 @@ def measure(args: argparse.Namespace) -> None:
     def mapped(_: int = 0) -> np.ndarray:
         return probability_map(network, image, args.stride, precision="float32", team=team)
 
-    def trained(iterations: int = args.iterations) -> list[dict[str, float]]:
-        sampler = PatchSampler([image], [image > 1])
-        return training.train(network, sampler, iterations, args.batch_size, team=team)
+    def trained(network: NeuronNet, iterations: int = args.iterations) -> list[dict[str, float]]:
+        sampler, recipe = PatchSampler([image], [image > 1]), "standard" if network is tied else "2016"
+        return training.train(network, sampler, iterations, args.batch_size, recipe=recipe, team=team)
 
     warm_up, work = {
         WORK[0]: (mapped, lambda: list(processes.share(range(most), mapped, team))),
         WORK[1]: (mapped, mapped),
         WORK[2]: (
-            lambda: trained(1),
-            lambda: list(processes.share(range(most), lambda _: trained(), team)),
+            lambda: trained(tied, 1),
+            lambda: list(processes.share(range(most), lambda _: trained(tied), team)),
         ),
-        WORK[3]: (lambda: trained(1), trained),
+        WORK[3]: (lambda: trained(tied, 1), lambda: trained(tied)),
+        WORK[4]: (lambda: trained(network, 1), lambda: trained(network)),
     }[args.measure]
     warm_up()
     processes.wait()
@@ -140,9 +146,9 @@ def measure(args: argparse.Namespace) -> None:
     processes.finish()
 
 
-def random_network():
+def random_network(kind: type[NeuronNet]) -> NeuronNet:
     """A network of plain random weights: orthogonal ones take more time than what is measured."""
-    network = empty_network().to_empty(device="cpu")
+    network = empty_network(kind).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, 0, 0.01, generator=generator)
@@ -157,7 +163,7 @@ def arithmetic() -> None:
         f"Arithmetic, not measured: {RECORDINGS} recordings, a map in {MAP} s, a network in {TRAINING} s.\n"
     )
     print(
-        "| GPUs | map and find | efficiency | the first alone | 5 folds | a step of 100, NVLink / network |"
+        "| GPUs | map and find | efficiency | the first alone | 5 folds | a step of 2016, NVLink / network |"
     )
     print("|---|---|---|---|---|---|")
     first = START + RECORDINGS * written
