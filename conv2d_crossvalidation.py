@@ -44,7 +44,7 @@ def main() -> None:
     )
     from neurodetect.files import digest, require_writable, write_json, write_together
     from neurodetect.groups import fine_tune, kin, learn_thresholds, settle
-    from neurodetect.prepared import digests, group_of, read_groups, read_labelled
+    from neurodetect.prepared import digests, group_of, held_out_together, read_groups, read_labelled
     from neurodetect.resume import CHECKPOINT_BYTES
     from neurodetect.scoring import (
         better_threshold,
@@ -72,13 +72,14 @@ def main() -> None:
     names = [recording.name for recording in recordings]
     groups = read_groups(args.groups, names) if args.groups else None
     grouped = [groups[name] for name in names] if groups else None
-    folds = split_folds(len(recordings), args.folds, args.seed, grouped)
+    inputs = digests(args.train_folder, recordings)
+    images = {name: inputs[f"X_{name}.npy"] for name in names}
+    folds = split_folds(len(recordings), args.folds, args.seed, held_out_together(images, groups))
     settings = console.log_settings(
         training, finding, folds=len(folds), **({"groups": groups} if groups else {})
     )
-    inputs = digests(args.train_folder, recordings)
     if before is not None:
-        require_unseen(args.start_from, before, {name: inputs[f"X_{name}.npy"] for name in names})
+        require_unseen(args.start_from, before, images)
     weights = {"start": {Path(args.start_from).name: digest(args.start_from)}} if args.start_from else {}
     console.say(
         f"{len(recordings)} labelled recordings in {len(folds)} folds, {training.iterations} iterations "

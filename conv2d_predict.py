@@ -144,11 +144,6 @@ def main() -> None:
             console.say(f"{name}: {console.count(len(neurons.regions), 'neuron')}")
         if not processes.FIRST:
             return  # the first one has it all now, and writes it
-        write_submission(
-            args.output,
-            {name: neurons.regions for name, neurons in found.items()},
-            {name: neurons.confidence for name, neurons in found.items()},
-        )
         for recording in recordings:
             stem = console.beside(args.output, f"_{recording.name}")
             regions, probability, _ = found[recording.name]
@@ -167,6 +162,11 @@ def main() -> None:
             "scores": rows,
         }
         log_file, report = (console.beside(args.output, ending) for ending in (".log.json", ".report.html"))
+        write_submission(
+            args.output,
+            {name: neurons.regions for name, neurons in found.items()},
+            {name: neurons.confidence for name, neurons in found.items()},
+        )
         write_json(log_file, log)
         write_report(report, title="Neurons found", settings=settings, sections=sections)
 

@@ -21,7 +21,7 @@ def main() -> None:
         check_movie_suffix(args.save)
     else:
         require_display("use --save movie.gif")
-    recording = open_recording(args.recording, **console.reading_options(args))
+    recording = open_recording(args.recording, **console.reading_options(args), labelled=not args.submission)
     for note in recording.notes:
         console.say(f"{recording.name}: {note}")
     if args.submission:

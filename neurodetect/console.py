@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` and a mistyped option answer at
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurodetect import __version__, processes, progress
-from neurodetect.files import LARGEST_SIDE, UserError, one_line, reason
+from neurodetect.files import LARGEST_SCALE, LARGEST_SIDE, LEAST_SCALE, UserError, one_line, reason
 
 if TYPE_CHECKING:
     from neurodetect.detection import DetectionSettings, TrainingSettings
@@ -35,7 +36,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # What PyTorch lacks for Apple's GPUs it computes on the CPU then, instead of ending.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
-OUT_OF_MEMORY = "out of memory; close other programs, or use a smaller --batch-size or a larger --stride"
+OUT_OF_MEMORY = "out of memory; close other programs, or use a machine that has more"
 RECIPES = {"standard": "standard", "2016": "2016", "now": "standard"}  #: by all names they have had
 LARGEST_STRIDE = 20  #: pixels; windows further apart would leave pixels without a prediction
 PACKAGES = ("numpy", "scipy", "scikit-image", "scikit-learn", "torch", "matplotlib", "tifffile")
@@ -79,7 +80,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         global _level
-        args = super().parse_args(*arguments)
+        args = super().parse_intermixed_args(*arguments)  # options may stand between folders
         _level = 0 if args.quiet else 2 if args.verbose else 1
         progress.hidden = args.quiet or not processes.FIRST
         if processes.SIZE > 1 and not self.shared:
@@ -103,7 +104,7 @@ def number_in(kind: type, lowest: float, highest: float = float("inf")) -> Calla
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not lowest <= value <= highest:
+        if value is None or not lowest <= value <= highest or math.isinf(value):
             name = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text} is not {name} {limits}")
         return value
@@ -122,6 +123,14 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         return sorted(set(words), key=words.index)
 
     return parse
+
+
+def file_to_write(text: str) -> str:
+    """An argument type: the path of a file that is not there yet, or can be replaced by another."""
+    path = Path(text)
+    if not path.name or text.endswith(("/", os.sep)) or (path.exists() and not path.is_file()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+    return text
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -178,7 +187,7 @@ def add_scale_option(group: argparse._ActionsContainer) -> None:
     """--pixels-per-micron."""
     group.add_argument(
         "--pixels-per-micron",
-        type=number_in(float, 0.001, 1000),
+        type=number_in(float, LEAST_SCALE, LARGEST_SCALE),
         metavar="N",
         help="the scale, where no info.json says it (default: as the frames' files say, otherwise unknown)",
     )
@@ -234,8 +243,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--start-from",
         metavar="FILE",
         help="begin the training with the weights that conv2d_predict.py saved earlier, not with random "
-        "ones, and train the small layers alone: in half a minute, and from few marked neurons, a network "
-        "that knows other recordings learns yours. Recordings that they were trained on cannot be held out",
+        "ones, and train the small layers alone: in a quarter of a minute, and from few marked neurons, a "
+        "network that knows other recordings learns yours. Recordings that they were trained on cannot be "
+        "held out",
     )
 
 
@@ -304,7 +314,8 @@ def add_running_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--keep-checkpoint",
         action="store_true",
-        help="keep the folder with the state of the training (1 GB, of each fold) when all is done",
+        help="keep the folder with the state of the training (6 MB, or 1 GB with --recipe 2016; of each "
+        "fold) when all is done",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -365,6 +376,7 @@ def animation_options(description: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--save",
+        type=file_to_write,
         metavar="FILE",
         help="write the movie into this .gif, or .mp4 where ffmpeg is installed, and open no window; a .gif "
         "has the first 100 frames unless --frames says which (default: a window)",
@@ -410,10 +422,11 @@ def preprocessing_options(description: str) -> argparse.Namespace:
         "--move-labels",
         nargs=2,
         type=int,
-        default=(0, 0),
         metavar=("ROWS", "COLUMNS"),
         help="move all labels by so many rows down and columns right, -1 -1 where their pixels were counted "
-        "from 1; what leaves the image is cut off. This command says where labels lie beside their cells",
+        "from 1; what leaves the image is cut off. This command says where labels lie beside their cells "
+        "(default: 0 0; labels of a part that --crop cut out earlier have to be moved by its first row and "
+        "column)",
     )
     add_scale_option(group)
     args = parser.parse_args()
@@ -448,6 +461,7 @@ def crossvalidation_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--output",
+        type=file_to_write,
         default="crossvalidation.json",
         metavar="FILE",
         help="the scores and settings; beside it go crossvalidation.report.html, to be opened in a browser, "
@@ -485,6 +499,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--output",
+        type=file_to_write,
         default="submission.json",
         metavar="FILE",
         help="the neurons found; beside it go submission.report.html, to be opened in a browser, a picture "
@@ -493,6 +508,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--save-model",
+        type=file_to_write,
         default="model.pt",
         metavar="FILE",
         help="where the trained weights go (default: model.pt)",
@@ -566,7 +582,10 @@ def labels_options(description: str) -> argparse.Namespace:
     )
     parser.add_argument("labels", metavar="LABELS", help="the file to read")
     parser.add_argument(
-        "regions", metavar="regions.json", help="the file to write; its folder is made if it is missing"
+        "regions",
+        type=file_to_write,
+        metavar="regions.json",
+        help="the file to write; its folder is made if it is missing",
     )
     parser.add_argument(
         "--shape",

@@ -62,7 +62,8 @@ def run(folder: Path, script: str, *arguments: str) -> None:
     path = next((place / script for place in PLACES if (place / script).exists()), None)
     if path is None:
         raise UserError(f"{script}: is neither beside the package nor in {PLACES[1]}; use a clone")
-    result = subprocess.run([sys.executable, str(path), *arguments], cwd=folder)
+    loudness = [word for word in sys.argv[1:] if word in ("-q", "--quiet", "--verbose")]
+    result = subprocess.run([sys.executable, str(path), *arguments, *loudness], cwd=folder)
     if result.returncode:
         raise UserError(f"{script} failed, see above")
 

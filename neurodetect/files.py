@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST_JSON = 2**26  #: bytes, which take Python a gigabyte or two; a field of 600 neurons has one megabyte
 LARGEST_SUBMISSION = 2**30  #: bytes; more than a thousand recordings
 LARGEST_SIDE = 2**14  #: pixels of an image, where no recording says how large it is
+LEAST_SCALE, LARGEST_SCALE = 0.001, 1000.0  #: pixels per micrometre; no microscope has less or more
 THINGS_LISTED = 5  #: that one line names; a file may have thousands
 ARRAY_MAGIC = b"\x93NUMPY\x01\x00"  #: how a `.npy` file begins: format 1.0, which any plain array has
 
@@ -90,7 +91,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
         yield temporary
-        with open(temporary, "rb") as written:
+        with open(temporary, "r+b") as written:  # Windows syncs no file that is open for reading alone
             os.fsync(written.fileno())  # the rename must not reach the disk before the content
         os.replace(temporary, path)
     except OSError as error:
@@ -153,6 +154,35 @@ def require_writable(folder: str | Path, needed: int = 0) -> None:
         )
 
 
+def lock_file(path: Path) -> BinaryIO:
+    """Make a file, in a folder that is there, this process's alone until what is returned is closed.
+
+    Whatever ends the process frees it. Windows, and disks that know no locks, let everyone have it.
+
+    Raises
+    ------
+    UserError
+        Another process has it; or it cannot be made.
+    """
+    try:
+        file = open(path, "ab")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)}); choose another --output") from error
+    if os.name == "posix":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise UserError(
+                f"{path.parent}: another run is writing there; wait for its end, or choose another --output"
+            ) from error
+        except OSError:
+            pass
+    return file
+
+
 def in_bytes(size: int) -> str:
     """A number of bytes for the user, e.g. "1.9 GB" or "12 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
@@ -164,7 +194,7 @@ def write_together(contents: dict[Path, bytes]) -> None:
     Raises
     ------
     UserError
-        One cannot be written; then all old files stay as they were.
+        One cannot be written; then all old files stay as they were, unless it is a renaming that fails.
     """
     with ExitStack() as renames:  # what is entered last is renamed first
         for path, content in reversed(contents.items()):
@@ -319,3 +349,9 @@ def positive_number(value: Any) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
         return float(value)
     return None
+
+
+def possible_scale(value: Any) -> float | None:
+    """The value as pixels per micrometre if it can be that, None otherwise."""
+    scale = positive_number(value)
+    return scale if scale is not None and LEAST_SCALE <= scale <= LARGEST_SCALE else None

@@ -102,7 +102,7 @@ def fine_tune(
                     description=label if description else None,
                 )
                 tuned = tuned_network.small_weights()
-                same = {whole_name(dataset_name(recording.name)) for recording in of} == {group}
+                same = {dataset_name(whole_name(recording.name)) for recording in of} == {group}
                 share = SAME_SHARE if same else OWN_SHARE
                 own[group] = {name: common[name].lerp(tuned[name], share) for name in common}
     network.own = team.word(own)

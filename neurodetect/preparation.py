@@ -33,7 +33,7 @@ def open_recordings(
     reading: Mapping[str, Any],
     pixels_per_micron: float | None = None,
     labels: str | None = None,
-    move_labels: tuple[int, int] = (0, 0),
+    move_labels: tuple[int, int] | None = None,
 ) -> list[Recording]:
     """Open recordings that shall be prepared together.
 
@@ -156,7 +156,7 @@ def read_or_prepare(
     ------
     UserError
         A path is neither, two recordings have the same name, or there is nothing to which an option applies;
-        and as of `prepare` and `prepared.open_frames`.
+        as of `require_same_labels`, `prepare` and `prepared.open_frames`.
     """
     folders = [path for path in paths if is_prepared(path)]
     if len(folders) > 1:
@@ -166,7 +166,8 @@ def read_or_prepare(
         )
     recordings = open_recordings([path for path in paths if path not in folders], reading, pixels_per_micron)
     given = {**reading, "pixels-per-micron": pixels_per_micron}
-    useless = [f"--{key}" for key, value in given.items() if value and not recordings]
+    chosen = [key for key, value in given.items() if value is not None and value is not False]
+    useless = [f"--{key}" for key in chosen if not recordings]
     useless += ["--recordings"] if movies and not folders else []
     if useless:
         kind = "prepared before" if folders else "not prepared before"
@@ -180,6 +181,8 @@ def read_or_prepare(
     require_distinct_datasets([each.name for each in before] + [each.name for each in recordings])
     frames = {each.name: open_frames(movies, folders[0], each) for each in before} if movies else {}
     frames |= {each.name: (each, chosen_frames(each, reading["frames"])) for each in recordings}
+    for recording in recordings:
+        require_same_labels(recording, folder)
     if recordings:
         require_writable(folder)
     if processes.FIRST:
@@ -189,3 +192,22 @@ def read_or_prepare(
     now = [read_prepared(folder, recording.name) for recording in recordings]
     hashes = {**(digests(folders[0], before) if folders else {}), **digests(folder, now)}
     return Inputs(sorted([*before, *now], key=lambda each: natural_key(each.name)), hashes, frames)
+
+
+def require_same_labels(recording: Recording, folder: str | Path) -> None:
+    """Make sure that a recording that is prepared on the way replaces no labels, which may be corrected ones.
+
+    Raises
+    ------
+    UserError
+        It was prepared into the folder before, with labels that are not its own.
+    """
+    labels = Path(folder, f"regions_{recording.name}.json")
+    if not labels.exists():
+        return
+    before, now = read_prepared(folder, recording.name).regions, recording.regions
+    if now is None or [each.tolist() for each in before] != [each.tolist() for each in now]:
+        raise UserError(
+            f"{labels}: has other labels than {recording.path}, which would "
+            "replace them; choose another folder for --output"
+        )

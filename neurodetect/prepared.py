@@ -395,6 +395,49 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     return {name: by_dataset[dataset_name(name)] for name in names}
 
 
+def held_out_together(images: Mapping[str, str], groups: Mapping[str, str] | None = None) -> list[str] | None:
+    """The group of each recording, of which all are held out from a training; None if none are of one.
+
+    Parts of a recording, see `regions.part_name`, are a group: what is held out shall not have been seen.
+
+    Parameters
+    ----------
+    images : mapping of str to str
+        SHA-256 of each recording's image, by its name.
+    groups : mapping of str to str, optional
+        See `read_groups`.
+
+    Raises
+    ------
+    UserError
+        Two recordings have the same image, or parts of one are in two groups.
+
+    Examples
+    --------
+    >>> held_out_together({"a.rows0-60.columns0-60": "1", "b": "2", "a": "3"})
+    ['a', 'b', 'a']
+    """
+    known: dict[str, str] = {}
+    for name, image in images.items():
+        if image in known:
+            raise UserError(
+                f"X_{known[image]}.npy and X_{name}.npy are the same image, of which one would be held out "
+                "from a training on the other; remove one"
+            )
+        known[image] = name
+    wholes = [dataset_name(whole_name(name)) for name in images]
+    if groups is None:
+        return wholes if len(set(wholes)) < len(wholes) else None
+    group_of_whole = {whole: groups[name] for whole, name in zip(wholes, images, strict=True)}
+    for whole, name in zip(wholes, images, strict=True):
+        if groups[name] != group_of_whole[whole]:
+            raise UserError(
+                f"{whole}: has parts in the groups {groups[name]} and {group_of_whole[whole]}, of which one "
+                "would be held out from a training on the other; put them into one group"
+            )
+    return [groups[name] for name in images]
+
+
 def prefix(name: str) -> str:
     """The group of a recording by its name's beginning, see `read_groups`."""
     return beginnings(name)[0]

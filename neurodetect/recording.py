@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from neurodetect.files import UserError, listed, one_line, positive_number, read_json, reason, visible_files
+from neurodetect.files import (
+    UserError,
+    listed,
+    one_line,
+    positive_number,
+    possible_scale,
+    read_json,
+    reason,
+    visible_files,
+)
 from neurodetect.formats.folders import frame_files, require_one_movie
 from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
@@ -189,7 +198,7 @@ def open_recording(
     labels: str | Path | None = None,
     pixels_per_micron: float | None = None,
     labelled: bool = True,
-    move_labels: tuple[int, int] = (0, 0),
+    move_labels: tuple[int, int] | None = None,
     crop: Crop | None = None,
 ) -> Recording:
     """Open a recording: look for its frames and read its labels, but no more than its first frame.
@@ -212,7 +221,7 @@ def open_recording(
         The scale, where no `info.json` says it.
     labelled : bool
         Whether to look for labels; otherwise it does not matter what is wrong with them.
-    move_labels : (int, int)
+    move_labels : (int, int), optional
         Rows and columns to move them by, see `regions.move_regions`.
     crop : ((int, int), (int, int)), optional
         Only the rows from the first to before the second, counted from 0, and columns alike: a recording of
@@ -226,7 +235,8 @@ def open_recording(
     ------
     UserError
         There is no such thing, it holds no frames, its first frame, labels or info are unreadable, it has
-        labels twice, or it has several channels, planes, datasets or movies and none was chosen.
+        labels twice, or it has several channels, planes, datasets or movies and none was chosen; or labels
+        may be counted from the first pixel of the part or of the whole, and `move_labels` does not say.
     """
     path = Path(os.path.abspath(path))  # so that `.` has a name
     if not path.exists():
@@ -244,7 +254,9 @@ def open_recording(
             raise UserError(
                 f"{path}: is {kind}, which is not read; export the frames as a TIFF stack or as HDF5"
             )
-        neurons, unread = labelled_neurons(path, frames, labels, move_labels) if labelled else (None, [])
+        neurons, unread = (
+            labelled_neurons(path, frames, labels, move_labels, crop) if labelled else (None, [])
+        )
         return Recording(path, frames, neurons, {}, frames.notes + unread, pixels_per_micron, crop)
     images = path / "images" if (path / "images").is_dir() else path
     files = [file for file in visible_files(images) if is_frame_file(file)]
@@ -261,7 +273,7 @@ def open_recording(
     notes = [*chosen.notes, *frames.notes]
     if images == path and len(chosen.files) > 1:
         notes += require_one_movie(chosen.files, frames.counts())
-    neurons, unread = labelled_neurons(path, frames, labels, move_labels) if labelled else (None, [])
+    neurons, unread = labelled_neurons(path, frames, labels, move_labels, crop) if labelled else (None, [])
     info = read_info(path / "info.json")
     if pixels_per_micron and pixels_per_micron_of(info) not in (None, pixels_per_micron):
         notes.append(f"info.json says {pixels_per_micron_of(info):g} pixels per micron, which counts")
@@ -284,7 +296,9 @@ def find_recording(place: str | Path, name: str) -> Path:
     place = Path(os.path.abspath(place))
     if not place.exists():
         raise UserError(f"{place}: there is no such file or folder; check the path")
-    paths = [place, *(visible_files(place) if place.is_dir() else [])]
+    if name_of(place) == name and is_recording(place):
+        return place
+    paths = visible_files(place) if place.is_dir() else []
     found = [path for path in paths if name_of(path) == name and is_recording(path)]
     if not found:
         raise UserError(
@@ -306,7 +320,11 @@ def refuse_hdf5_options(path: Path, dataset: str | None, axes: str | None) -> No
 
 
 def labelled_neurons(
-    path: Path, frames: TiffFrames | Hdf5Frames, labels: str | Path | None, move: tuple[int, int]
+    path: Path,
+    frames: TiffFrames | Hdf5Frames,
+    labels: str | Path | None,
+    move: tuple[int, int] | None,
+    crop: Crop | None,
 ) -> tuple[Named | None, list[str]]:
     """The labelled neurons of a recording with their names, None without labels; lines on what is not read.
 
@@ -322,7 +340,13 @@ def labelled_neurons(
     elif isinstance(frames, Hdf5Frames):
         segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
         neurons = None if segmented is None else [(region, None) for region in segmented]
-    if not any(move):
+    if labels is not None and crop is not None and move is None and may_be_of_part(neurons, crop):
+        (top, _), (left, _) = crop
+        raise UserError(
+            f"{labels}: may be counted from the first pixel of the recording or of the part that --crop cuts "
+            f"out: say --move-labels 0 0, or --move-labels {top} {left}"
+        )
+    if move is None or not any(move):
         return neurons, notes
     if neurons is None:
         return None, [*notes, "no labels that could be moved"]
@@ -333,6 +357,13 @@ def labelled_neurons(
         raise UserError(f"{path}: --move-labels {move[0]} {move[1]} moves all labels out of the image")
     ends = f"; cut or left out at the image's edges: {cut}" if cut else ""
     return neurons, [*notes, f"labels moved by {move[0]} rows (down) and {move[1]} columns (right){ends}"]
+
+
+def may_be_of_part(neurons: Named, crop: Crop) -> bool:
+    """Whether neurons may be counted from the first pixel of a part of the image, not from that of all."""
+    (top, bottom), (left, right) = crop
+    last = np.max([region.max(axis=0) for region, _ in neurons], axis=0, initial=-1)
+    return bool((top or left) and len(neurons) and (last < (bottom - top, right - left)).all())
 
 
 def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:
@@ -397,7 +428,7 @@ def read_info(info_file: Path) -> dict[str, Any]:
 
 def pixels_per_micron_of(info: dict[str, Any]) -> float | None:
     """The scale that `read_info` gave, pixels per micrometre; None where there is none."""
-    return positive_number(info.get("pixels-per-micron"))
+    return possible_scale(info.get("pixels-per-micron"))
 
 
 def is_prepared(folder: str | Path) -> bool:

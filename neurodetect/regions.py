@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from neurodetect.files import LARGEST_SUBMISSION, UserError, json_bytes, read_json, write_json, write_together
+from neurodetect.files import (
+    LARGEST_SUBMISSION,
+    UserError,
+    json_bytes,
+    listed,
+    read_json,
+    write_json,
+    write_together,
+)
 
 THRESHOLD = 0.5  #: a pixel whose probability is above this is neuron: the probability, rounded
 # Windows are balanced, but a map is blurred where small cells are: at a half more of them are missed than
@@ -44,7 +52,7 @@ MISFIT_BY_CHANCE = 1e-4  #: the probability at which labels are said to lie else
 MOST_OFFSET = 2  #: rows and columns, up or down, by which they may lie off
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
-NAMES_SHOWN = 5  #: recordings that an error names; a file may have thousands
+PART = re.compile(r"\.rows(\d+)-\d+\.columns(\d+)-\d+$")  #: how the name of a part ends, see `part_name`
 
 
 def unique_pixels(region: np.ndarray) -> np.ndarray:
@@ -641,12 +649,7 @@ def write_regions(
     write_json(path, regions_as_json(regions, names), indent=None)
 
 
-# The submission
-
-
-def dataset_name(name: str) -> str:
-    """The challenge's name of a recording: its folder's name without a leading `neurofinder.`."""
-    return name.removeprefix("neurofinder.")
+# Parts of a recording, and labels that are moved
 
 
 def cut_region(region: np.ndarray, rows: range, columns: range) -> np.ndarray:
@@ -688,7 +691,27 @@ def part_name(name: str, rows: range, columns: range) -> str:
 
 def whole_name(name: str) -> str:
     """The name of the recording that a part is of, see `part_name`; of a whole recording its own."""
-    return re.sub(r"\.rows\d+-\d+\.columns\d+-\d+$", "", name)
+    return PART.sub("", name)
+
+
+def part_origin(name: str) -> tuple[int, int]:
+    """Row and column of the whole recording at which a part begins, see `part_name`; of a whole (0, 0).
+
+    Examples
+    --------
+    >>> part_origin("mouse1.rows100-300.columns50-200")
+    (100, 50)
+    """
+    numbers = PART.search(name)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
+# The submission
+
+
+def dataset_name(name: str) -> str:
+    """The challenge's name of a recording: its folder's name without a leading `neurofinder.`."""
+    return name.removeprefix("neurofinder.")
 
 
 def require_distinct_datasets(names: Iterable[str]) -> None:
@@ -769,11 +792,10 @@ def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list
         The file is missing or malformed, or has no entry for the recording, or two.
     """
     datasets = parse_submission(read_json(path, LARGEST_SUBMISSION), source=str(path))
-    wanted, names = dataset_name(name), list(datasets)
+    wanted = dataset_name(name)
     if wanted not in datasets:
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         raise UserError(
-            f"{path}: has no neurons of {wanted}, only of {', '.join(names[:NAMES_SHOWN])}{more}; "
+            f"{path}: has no neurons of {wanted}, only of {listed(datasets)}; "
             "run conv2d_predict.py on it, or rename one of the two"
         )
     return parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}")

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from neurodetect import processes
-from neurodetect.files import UserError, read_array, read_json, write_array, write_json
+from neurodetect.files import UserError, lock_file, read_array, read_json, write_array, write_json
 from neurodetect.processes import ALONE, Team
 from neurodetect.weights import WEIGHTS_BYTES, load_safely, save_whole
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"  #: held by the run that is writing into the folder
 RUN_FORMAT = "neurodetect unfinished run 9"  #: since 9 dense layers are tied in training
 # A name is a stranger's, and may be as long as the name of a file can be: files have 16 digits of its hash.
 OWN_FILE = re.compile(r"\.?(run|training|[0-9a-f]{16})(\.[0-9]+\.partial)?\.(json|pt|npy)")
@@ -53,9 +54,9 @@ class UnfinishedRun:
     Raises
     ------
     UserError
-        The folder holds unfinished work and `resume` was not asked for; or it was, and that work was
-        begun with other settings or data; or the folder holds what no such run has written; or the first
-        of several processes began the run in a folder that this one does not see.
+        Another run has the folder, see `files.lock_file`; it holds unfinished work and `resume` was not asked
+        for, or it was, and that work was begun with other settings or data; it holds what no such run has
+        written; or the first of several processes began the run in a folder that this one does not see.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class UnfinishedRun:
 
     def _begin(self, identity: dict[str, Any], resume: bool) -> None:
         self._state = self._read()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_file(self.folder / LOCK_FILE)
         if self._state["identity"] is None:
-            self._remove()
+            self._clear()
         self.resumed = self._holds_work()
         if not self.resumed:
             self._state = {"format": RUN_FORMAT, "identity": identity}
@@ -107,9 +110,16 @@ class UnfinishedRun:
         holds_work = self._holds_work()
         # After a failure others may still be writing here; an empty run that is left is in no one's way.
         alone = processes.FIRST and (kind is None or processes.SIZE == 1)
-        if alone and (not holds_work or (kind is None and not self.keep)):
-            self._remove()
-        elif isinstance(error, KeyboardInterrupt) and (holds_work or processes.SIZE > 1):
+        over = alone and (not holds_work or (kind is None and not self.keep))
+        if over:
+            self._clear()
+        if processes.FIRST:
+            self._lock.close()
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        folder = self.folder
+        if over and folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
+        if not over and isinstance(error, KeyboardInterrupt) and (holds_work or processes.SIZE > 1):
             error.args = (
                 *error.args,
                 f"add --resume to the same command to go on; until then keep {self.folder}",
@@ -147,15 +157,13 @@ class UnfinishedRun:
             )
         return there
 
-    def _remove(self) -> None:
-        """Remove what the run wrote, and the folder unless there is something else in it."""
+    def _clear(self) -> None:
+        """Remove what the run wrote."""
         if self._holds_work():
             # Stopped in the middle of this, what is left must not pass for work to go on with.
             write_json(self._file, {**self._state, "identity": None})
         for path in sorted(self._own_files(), key=self._file.__eq__):  # that file last
             path.unlink()
-        if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
     def _path(self, name: str, suffix: str) -> Path:
         return self.folder / (hashlib.sha256(os.fsencode(name)).hexdigest()[:16] + suffix)

@@ -13,7 +13,7 @@ import torch
 from neurodetect.device import is_out_of_memory
 from neurodetect.files import UserError, reason, write_whole
 from neurodetect.network import SHARED, NeuronNet, TiedNet, empty_network
-from neurodetect.regions import whole_name
+from neurodetect.regions import dataset_name, whole_name
 
 #: By recipe: of a network in float32, without what groups have of their own
 WEIGHTS_BYTES = {"standard": 4 * 514_924, "2016": 4 * 81_073_300}
@@ -126,8 +126,9 @@ def was_trained_on(settings: dict[str, Any], name: str, digest: str) -> bool:
     digest : str
         SHA-256 of its mean image's file: under another name it is the same.
     """
+    name = dataset_name(whole_name(name))
     return any(
-        whole_name(name) in {whole_name(str(known)) for known in training.get("recordings", [])}
+        name in {dataset_name(whole_name(str(known))) for known in training.get("recordings", [])}
         or digest in training.get("inputs", {}).values()
         for training in trainings(settings)
     )

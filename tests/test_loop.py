@@ -74,9 +74,60 @@ def test_parts_are_recordings_of_their_own(lab, command):
     assert result.returncode == 0, result.stderr
     folds = json.loads((lab / "crossvalidation.json").read_text())["folds"]
     assert sorted(len(fold["held_out"]) for fold in folds) == [1, 2]  # both parts of mouse0 are one group
+    assert command("conv2d_crossvalidation.py", "part", *QUICK, "--output", "plain.json").returncode == 0
+    plain = json.loads((lab / "plain.json").read_text())
+    assert sorted(len(fold["held_out"]) for fold in plain["folds"]) == [1, 2]  # without being told, too
+    groups = dict.fromkeys((recording["name"] for recording in plain["recordings"]), "A")
+    (lab / "groups.json").write_text(json.dumps(groups | {PART: "B"}))
+    result = command("conv2d_crossvalidation.py", "part", *QUICK, "--groups", "groups.json")
+    assert_refused(result, "mouse0: has parts in the groups", "put them into one group")
     # Their whole field is no new recording.
     result = command("conv2d_predict.py", "part", "mouse0", *QUICK)
     assert result.returncode == 0 and "mouse0 was trained on" in result.stderr
+
+
+def test_labels_of_a_part_are_counted_from_its_first_pixel(lab, command):
+    """What was found in a part, and corrected, comes back as it was; neither moved nor cut again."""
+    assert command("preprocessing.py", "mouse0", "part", *CROP).returncode == 0
+    of_part = read_prepared("part", PART)
+    found = {"dataset": PART, "regions": json.loads((lab / f"part/regions_{PART}.json").read_text())}
+    (lab / "found.json").write_text(json.dumps([found]))
+    for crop, name in ((CROP, PART), ((), "mouse0")):
+        result = command("preprocessing.py", "mouse0", "again", *crop, "--labels", "found.json")
+        assert result.returncode == 0, result.stderr
+        assert f"has neurons of {PART}, counted there from [10, 20]" in result.stderr
+        rows, columns = (10, 52), (20, 66)
+        mask = read_prepared("again", name).mask
+        assert np.array_equal(mask if crop else mask[slice(*rows), slice(*columns)], of_part.mask)
+        assert crop or mask.sum() == of_part.mask.sum()
+    found["dataset"] = "mouse0.rows40-82.columns20-66"
+    (lab / "found.json").write_text(json.dumps([found]))
+    result = command("preprocessing.py", "mouse0", "again", "--labels", "found.json")
+    assert_refused(result, "found.json", "no part of an image of 60 x 70 px")
+
+
+def test_labels_that_may_be_of_the_part_or_of_the_whole_are_refused(lab, command):
+    assert command("preprocessing.py", "mouse0", "part", *CROP).returncode == 0
+    labels = f"part/regions_{PART}.json"
+    run = ("preprocessing.py", "mouse0", "again", *CROP, "--labels", labels)
+    assert_refused(command(*run), labels, "--move-labels 0 0", "--move-labels 10 20")
+    assert command(*run, "--move-labels", 10, 20).returncode == 0
+    assert np.array_equal(read_prepared("again", PART).mask, read_prepared("part", PART).mask)
+    assert command(*run, "--move-labels", 0, 0).returncode == 0
+    assert not np.array_equal(read_prepared("again", PART).mask, read_prepared("part", PART).mask)
+
+
+def test_a_recording_prepared_on_the_way_replaces_no_corrected_labels(lab, command, model):
+    assert command("preprocessing.py", "mouse0", "corrected").returncode == 0
+    run = ("conv2d_predict.py", "mouse0", "--model", model, *QUICK[4:], "--output", "corrected/found.json")
+    assert command(*run).returncode == 0  # they are the same
+    labels = lab / "mouse0" / "regions" / "regions.json"
+    labels.write_text(json.dumps(json.loads(labels.read_text())[1:]))
+    before = {path: path.read_bytes() for path in (lab / "corrected").iterdir()}
+    for _ in range(2):
+        assert_refused(command(*run), "corrected/regions_mouse0.json", "other labels than", "--output")
+        labels.unlink(missing_ok=True)
+    assert {path: path.read_bytes() for path in (lab / "corrected").iterdir()} == before
 
 
 def test_a_part_of_every_kind_of_file(tmp_path):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -124,8 +128,8 @@ def test_a_damaged_array_says_which_folder_to_remove(folder):
 def test_no_name_leads_out_of_the_folder(folder, name):
     with begin(folder, keep=True) as run:
         run.once(name, lambda: np.ones(2))
-        assert len(list(folder.iterdir())) == 2
-        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert len(list(folder.iterdir())) == 2
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_checkpoint_is_of_one_training(tmp_path):
@@ -171,3 +175,26 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 )
 def test_differences_in_words(before, now, phrases):
     assert differences(before, now) == phrases
+
+
+def test_two_runs_do_not_share_a_folder(folder):
+    """Both would take what the other has found for their own."""
+    with begin(folder, seed=1) as run:
+        with pytest.raises(UserError, match="another run is writing there"):
+            begin(folder, seed=2)
+        with pytest.raises(UserError, match="another run is writing there"):
+            begin(folder, resume=True, seed=1)
+        run.note("fold 1", [])
+    assert not folder.exists()
+
+
+def test_a_run_that_was_killed_frees_its_folder(folder):
+    code = (
+        "import os, signal, sys; from neurodetect.resume import UnfinishedRun\n"
+        "run = UnfinishedRun(sys.argv[1], {'seed': 1}, resume=False, seconds=1)\n"
+        "run.note('fold 1', 5); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, folder]).returncode == -signal.SIGKILL
+    with begin(folder, resume=True, seed=1) as run:
+        assert run.noted("fold 1") == 5
+    assert not folder.exists()

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from neurodetect.files import UserError, positive_number
+from neurodetect.files import UserError, possible_scale
 from neurodetect.formats.frames import MICRONS, choose
 
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
@@ -426,4 +426,4 @@ def of_square_pixels(across: float, down: float) -> float | None:
     """Pixels per micrometre that are the same both ways; None where they are not, or unknown."""
     if abs(across - down) > SQUARE * across:
         return None
-    return positive_number(float(across))
+    return possible_scale(float(across))

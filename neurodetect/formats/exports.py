@@ -337,7 +337,7 @@ def replace_folder(path: Path, files: Sequence[str]) -> Iterator[Path]:
         new.mkdir()
         yield new
         for file in new.iterdir():
-            with open(file, "rb") as written:
+            with open(file, "r+b") as written:
                 os.fsync(written.fileno())
         # No system replaces a folder that has files in one step.
         if not path.exists():

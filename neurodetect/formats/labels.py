@@ -23,7 +23,14 @@ from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.label_images import image_to_regions, read_label_image
 from neurodetect.formats.pickles import Stored, read_objects
 from neurodetect.formats.rois import read_rois
-from neurodetect.regions import dataset_name, parse_region, parse_regions, parse_submission
+from neurodetect.regions import (
+    dataset_name,
+    parse_region,
+    parse_regions,
+    parse_submission,
+    part_origin,
+    whole_name,
+)
 
 LABEL_SUFFIXES = (".json", ".zip", ".roi", ".tif", ".tiff", ".png", ".npy")
 ROI_SUFFIXES = (".zip", ".roi")
@@ -129,9 +136,26 @@ def read_json_neurons(path: Path, shape: tuple[int, int] | None, name: str | Non
                 "leave the one that is meant alone in the file, or rename it"
             )
         wanted = names[0]
+        if name is not None and whole_name(wanted) == dataset_name(name):
+            return named(datasets[wanted], regions_of_part(datasets[wanted], shape, path, wanted))
         if name is not None:
             warnings.warn(f"{path}: has neurons of {wanted}, which are taken for {name}", stacklevel=2)
     return named(datasets[wanted], parse_regions(datasets[wanted], shape, source=f"{path}: {wanted}"))
+
+
+def regions_of_part(value: Any, shape: tuple[int, int] | None, path: Path, part: str) -> list[np.ndarray]:
+    """Neurons, as parsed JSON, of a part that was cut out of a recording, as pixels of the whole (H, W)."""
+    origin = part_origin(part)
+    regions = [region + origin for region in parse_regions(value, None, source=f"{path}: {part}")]
+    if shape is not None and any((region >= shape).any() for region in regions):
+        raise UserError(
+            f"{path}: has neurons of {part}, which is no part of an image of {shape[0]} x {shape[1]} px; are "
+            "they of this recording?"
+        )
+    warnings.warn(
+        f"{path}: has neurons of {part}, counted there from [{origin[0]}, {origin[1]}]", stacklevel=2
+    )
+    return regions
 
 
 def named(value: list[dict], regions: list[np.ndarray]) -> Named:
@@ -377,9 +401,7 @@ def read_estimate(path: str | Path) -> dict[str, list[np.ndarray]] | list[np.nda
     path = Path(path)
     value = read_json(path, LARGEST_SUBMISSION) if path.suffix.lower() == ".json" else None
     if not is_submission(value):
-        if value is None:
-            return [region for region, _ in read_neurons(path)]
-        return parse_regions(value, None, source=str(path))
+        return [region for region, _ in read_neurons(path)]
     datasets = parse_submission(value, source=str(path))
     return {
         name: parse_regions(regions, None, source=f"{path}: {name}") for name, regions in datasets.items()

@@ -38,6 +38,7 @@ SAMPLE_FRAMES = 30  #: frames that say how bright the whole movie is
 SAMPLE_PIXELS = 2**16  #: pixels of each of them that are looked at, about
 UNKNOWN_RATE = 30.0  #: frames a second of a recording that does not say
 FASTEST = 50.0  #: pictures a second in a file; GIFs go no faster, and nobody sees more
+LONGEST_DURATION = 2**16 - 1  #: hundredths of a second that a GIF can show a picture
 GIF_FRAMES = 100  #: in a GIF of a whole recording; they are large, about 0.4 MB a frame
 
 SPEEDS = (0.01, 1000.0)  #: slowest and fastest, times the recording's own
@@ -495,7 +496,7 @@ def save_gif(path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int], 
             image = Image.fromarray(nearest[red, green, blue])
             # Rounding the moments, not the durations, keeps the speed on average.
             end = round(number * 100 / fps)
-            file.writelines(GifImagePlugin.getdata(image, duration=10 * (end - now)))
+            file.writelines(GifImagePlugin.getdata(image, duration=10 * min(end - now, LONGEST_DURATION)))
             now = end
         file.write(b";")
 
