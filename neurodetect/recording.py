@@ -143,7 +143,7 @@ class Recording:
 
     @property
     def rate_hz(self) -> float | None:
-        """Frames a second; None when neither `info.json` nor an NWB file says."""
+        """Frames a second as `info.json` says, or else the frames' files; None when neither does."""
         return positive_number(self.info.get("rate-hz", self._frames.rate_hz))
 
     def __len__(self) -> int:

@@ -579,6 +579,77 @@ def test_the_size_of_a_pixel_in_ome_files(tmp_path, physical, expected):
     assert scale == pytest.approx(expected) if expected else scale is None
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"finterval": 0.1}, 10),
+        ({"finterval": 50.0, "tunit": "ms"}, 20),
+        ({"finterval": 0.0}, None),
+        ({"finterval": 2.0, "tunit": "fortnight"}, None),
+        ({"fps": 7.0}, None),  # how fast it was played
+    ],
+)
+def test_the_frames_a_second_in_imagej_files(tmp_path, metadata, expected):
+    tifffile.imwrite(tmp_path / "a.tif", movie(2), imagej=True, metadata=metadata)
+    rate = open_recording(tmp_path / "a.tif").rate_hz
+    assert rate == pytest.approx(expected) if expected else rate is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ('TimeIncrement="0.05"', 20),
+        ('TimeIncrement="40" TimeIncrementUnit="ms"', 25),
+        ('TimeIncrement="1" TimeIncrementUnit="reference frame"', None),
+        ('TimeIncrement="soon"', None),
+        ("", None),
+    ],
+)
+def test_the_frames_a_second_in_ome_files(tmp_path, attributes, expected):
+    xml = ome([("a.ome.tif", 0, {"C": 0, "Z": 0, "T": 0})], {}, physical=attributes)
+    tifffile.imwrite(tmp_path / "a.ome.tif", movie(1)[0], metadata=None, description=xml.encode())
+    rate = open_recording(tmp_path / "a.ome.tif").rate_hz
+    assert rate == pytest.approx(expected) if expected else rate is None
+
+
+@pytest.mark.parametrize(
+    ("slices", "lines", "expected"),
+    [
+        (1, "SI.hRoiManager.scanFrameRate = 30.5", 30.5),
+        (1, "SI.hRoiManager.scanFrameRate = 30\nSI.hScan2D.logAverageFactor = 4", 7.5),
+        (3, "SI.hRoiManager.scanFrameRate = 30\nSI.hRoiManager.scanVolumeRate = 7.5", 7.5),
+        (3, "SI.hRoiManager.scanFrameRate = 30", None),
+    ],
+)
+def test_the_frames_a_second_in_scanimage_files(tmp_path, slices, lines, expected):
+    header = scanimage(slices=slices, flyback=slices > 1) + "\n" + lines
+    write_pages(tmp_path / "a.tif", movie(8), lambda i: f"frameNumbers = {i + 1}", header)
+    recording = open_recording(tmp_path / "a.tif", plane=1)
+    assert recording.rate_hz == pytest.approx(expected) if expected else recording.rate_hz is None
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.tif").rename(tmp_path / "a" / "a.tif")
+    (tmp_path / "a" / "info.json").write_text('{"rate-hz": 3}')
+    assert open_recording(tmp_path / "a", plane=1).rate_hz == 3
+
+
+@pytest.mark.parametrize(("axes", "kind"), [("CYX", "channel"), ("ZYX", "plane")])
+def test_few_pages_in_each_of_several_files_are_frames_but_it_is_said(tmp_path, axes, kind):
+    images, stack = tmp_path / "images", movie(4, 3)
+    images.mkdir()
+    for number, pages in enumerate(stack):
+        tifffile.imwrite(images / f"{number}.tif", pages, imagej=True, metadata={"axes": axes})
+    recording = open_recording(tmp_path)
+    assert np.array_equal(list(recording), stack.reshape(-1, *SHAPE))
+    (note,) = recording.notes
+    assert "the 3 pages of each file are taken for frames" in note and f"--{kind} N" in note
+    assert np.array_equal(read(tmp_path, **{kind: 2}), stack[:, 1])
+    for number, pages in enumerate(movie(2, 40)):
+        tifffile.imwrite(images / f"{number}.tif", pages, imagej=True, metadata={"axes": axes})
+    for number in (2, 3):
+        (images / f"{number}.tif").unlink()
+    assert open_recording(tmp_path).notes == []
+
+
 def test_info_json_wins_over_the_frames(tmp_path):
     (tmp_path / "images").mkdir()
     tifffile.imwrite(

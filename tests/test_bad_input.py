@@ -666,3 +666,44 @@ def test_weights_on_a_full_disk(tmp_path, few_hidden_units):
         with file_size_limit(size), pytest.raises(UserError, match=r"model\.pt: cannot be written"):
             save_network(tmp_path / "model.pt", network, {})
         assert listing(tmp_path) == {tmp_path / "model.pt": b"old"}
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("conv2d_predict.py", "train", "test", "--output", "."), "'.' is not the name of a file"),
+        (("conv2d_predict.py", "train", "test", "--output", ""), "'' is not the name of a file"),
+        (("conv2d_predict.py", "train", "test", "--output", "results/"), "'results/' is not the name"),
+        (
+            ("conv2d_predict.py", "train", "test", "--save-model", "there"),
+            "'there' is not the name of a file",
+        ),
+        (("conv2d_crossvalidation.py", "train", "--output", "there"), "'there' is not the name of a file"),
+        (("play_animation.py", "mouse", "--save", "there"), "'there' is not the name of a file"),
+        (("conv2d_predict.py", "train", "test", "--smallest-area", "inf"), "inf is not a number at least 1"),
+        (("conv2d_predict.py", "train", "test", "--threshold", "nan"), "nan is not a number from 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_meant(command, tmp_path, words, said):
+    (tmp_path / "there").mkdir()
+    assert_refused(command(*words), said, "--help")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_options_may_stand_between_folders(command, folder, weights):
+    """As everywhere else."""
+    for options in (("--stride", 20, "again"), ("again", "--stride", 20)):
+        result = command("conv2d_predict.py", folder, *options, "--model", weights)
+        assert_refused(result, "again", "there is no such file or folder")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("test", "--channel", 0), ("test", "--plane", 0), ("test", "--crop", "0:9,0:9")],
+)
+def test_options_for_recordings_mean_nothing_for_prepared_ones(command, folder, weights, words):
+    write_prepared("test", "a", noise(), REGIONS)
+    assert_refused(command("conv2d_predict.py", *words, "--model", weights), words[1], "leave it out")

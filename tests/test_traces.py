@@ -550,10 +550,15 @@ def test_a_recording_is_found_by_its_name(tmp_path):
     for place, name in ((movie, "mouse2"), (tmp_path, "mouse"), (tmp_path / "day", "Mouse")):
         with pytest.raises(UserError, match="no recording"):
             find_recording(place, name)
-    # A folder of one movie of its name: which of the two is meant cannot be known.
-    other_movie(tmp_path / "twice" / "twice.tif")
-    with pytest.raises(UserError, match="twice.*twice.tif"):
-        find_recording(tmp_path / "twice", "twice")
+    # Of a folder and a movie of its name in it, what is named is meant: either can be.
+    file = tmp_path / "twice" / "twice.tif"
+    other_movie(file)
+    assert find_recording(file.parent, "twice") == find_recording(tmp_path, "twice") == file.parent
+    assert find_recording(file, "twice") == file
+    other_movie(tmp_path / "both" / "twice.tif")
+    other_movie(tmp_path / "both" / "twice" / "1.tif")
+    with pytest.raises(UserError, match=r"twice, .*twice\.tif are both called twice"):
+        find_recording(tmp_path / "both", "twice")
 
 
 def test_labels_that_cannot_be_read_do_not_matter(lab, command, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 
 from neurodetect.files import UserError, possible_scale
-from neurodetect.formats.frames import MICRONS, choose
+from neurodetect.formats.frames import MICRONS, SECONDS, choose
 
 LARGEST_AXIS = 16  #: channels or planes that an axis without a name may have; a longer one is time
 MOST_CHANNELS = 4  #: that ScanImage takes
@@ -154,6 +154,23 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
                 "export one channel and plane as a TIFF stack, for example with Fiji"
             )
     return ONE_BY_ONE
+
+
+def pages_taken_for_time(axes: Axes, named: Axes) -> list[str]:
+    """A line where the few pages of each of several files are read as frames, but may be something else.
+
+    Parameters
+    ----------
+    axes, named : Axes
+        What `read_axes` gives, and what it gives where a channel or plane is named.
+    """
+    kind, several = ("channel", named.channels) if len(named.channels) > 1 else ("plane", named.planes)
+    if len(axes.channels) * len(axes.planes) > 1 or not 1 < len(several) <= LARGEST_AXIS:
+        return []
+    return [
+        f"the {len(several)} pages of each file are taken for frames, one after the other; if they are "
+        f"{kind}s, choose one with --{kind} N"
+    ]
 
 
 def second_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage | tifffile.TiffFrame | None:
@@ -384,7 +401,7 @@ def ome_planes(pixels: ElementTree.Element, image: int) -> Iterator[OmePlane]:
             yield OmePlane(file, int(block.get("IFD", 0)) + index, image, at["C"], at["Z"], at["T"])
 
 
-# The size of a pixel
+# The size of a pixel, and the frames a second
 
 
 def read_scale(tiff: tifffile.TiffFile) -> float | None:
@@ -402,15 +419,11 @@ def read_scale(tiff: tifffile.TiffFile) -> float | None:
         width, height = np.ptp(points, axis=0)
         return of_square_pixels(columns / width if width else 0, rows / height if height else 0)
     if page.is_ome:
-        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", page.description)
-        found = dict(re.findall(r'\bPhysicalSize([XY]\w*)="([^"]*)"', pixels[0])) if pixels else {}
+        found = ome_attributes(page.description)
         sizes = []
         for axis in "XY":
-            micron = MICRONS.get(found.get(f"{axis}Unit", "µm").lower())
-            try:
-                size = float(found.get(axis, "nan")) * (micron or math.nan)
-            except ValueError:
-                size = math.nan
+            micron = MICRONS.get(found.get(f"PhysicalSize{axis}Unit", "µm").lower())
+            size = as_number(found.get(f"PhysicalSize{axis}")) * (micron or math.nan)
             sizes.append(1 / size if size > 0 else 0)
         return of_square_pixels(*sizes)
     if tiff.is_imagej:
@@ -427,3 +440,37 @@ def of_square_pixels(across: float, down: float) -> float | None:
     if abs(across - down) > SQUARE * across:
         return None
     return possible_scale(float(across))
+
+
+def read_rate(tiff: tifffile.TiffFile, planes: int) -> float | None:
+    """Frames of one of so many planes a second as ScanImage, OME or ImageJ metadata say; None where not."""
+    page = tiff.pages[0]
+    if tiff.is_scanimage:
+        name = "scanFrameRate" if planes == 1 else "scanVolumeRate"
+        rate = re.search(rf"SI\.hRoiManager\.{name} *= *([\d.e+-]+)", page.software)
+        averaged = re.search(r"SI\.hScan2D\.logAverageFactor *= *(\d+)", page.software)
+        return as_number(rate[1]) / max(1.0, as_number(averaged[1]) if averaged else 1.0) if rate else None
+    if page.is_ome:
+        found = ome_attributes(page.description)
+        interval, unit = found.get("TimeIncrement"), found.get("TimeIncrementUnit", "s")
+    elif tiff.is_imagej:
+        found = tiff.imagej_metadata or {}
+        interval, unit = found.get("finterval"), found.get("tunit", "sec")
+    else:
+        return None
+    seconds = as_number(interval) * SECONDS.get(str(unit).lower(), math.nan)
+    return 1 / seconds if seconds > 0 else None
+
+
+def ome_attributes(xml: str) -> dict[str, str]:
+    """The attributes of the first image's `Pixels` in an OME-XML."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    return dict(re.findall(r'\b(\w+)="([^"]*)"', pixels[0])) if pixels else {}
+
+
+def as_number(value: Any) -> float:
+    """The value as a number, NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -23,6 +23,12 @@ MICRONS = {
     **dict.fromkeys(("micron", "microns", "micrometer", "micrometers"), 1.0),
     "nm": 1e-3,
 }
+# And of times, in seconds.
+SECONDS = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("min", "minute", "minutes"), 60.0),
+}
 
 
 def describe_frame(shape: tuple[int, ...], dtype: np.dtype) -> str:

@@ -30,8 +30,10 @@ from neurodetect.formats.axes import (
     OmePlane,
     chosen_pages,
     make_choice,
+    pages_taken_for_time,
     read_axes,
     read_ome,
+    read_rate,
     read_scale,
 )
 from neurodetect.formats.frames import LARGEST_FRAME, TIFF_SUFFIXES, choose, describe_frame, require_finite
@@ -92,9 +94,7 @@ class TiffFrames:
         (H, W) of every frame, pixels.
     dtype : numpy.dtype
         Of every frame: an integer or float type.
-    rate_hz : None
-        TIFF does not say.
-    pixels_per_micron : float or None
+    rate_hz, pixels_per_micron : float or None
         Where ImageJ, OME or ScanImage say.
     notes : list of str
         What of the files is left out.
@@ -104,8 +104,6 @@ class TiffFrames:
     UserError
         The first file is unreadable, or has several channels or planes and none was chosen.
     """
-
-    rate_hz = None
 
     def __init__(
         self,
@@ -130,8 +128,11 @@ class TiffFrames:
                 channel = None
             self._choice, notes = make_choice(self._axes, channel, plane, files[0])
             self.notes += notes
+            if len(files) > 1 and not self._named:
+                self.notes += pages_taken_for_time(self._axes, read_axes(tiff, files[0], named=True))
             self._goes_on = bool(tiff.is_scanimage)  # from file to file, in the middle of a volume too
             self.pixels_per_micron = read_scale(tiff)
+            self.rate_hz = read_rate(tiff, len(self._axes.planes))
             first = read_page(tiff, files[0], tiff.pages[0], 0, sample=self._sample)
             self._compressed = tiff.pages[0].compression != tifffile.COMPRESSION.NONE
         self.shape: tuple[int, int] = first.shape[::-1] if transpose else first.shape
@@ -140,9 +141,6 @@ class TiffFrames:
     def __len__(self) -> int:
         """Number of frames. The first call looks into every file."""
         return self._layouts()[1][-1]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.between(0, len(self))
 
     def between(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The frames from `start` to before `stop`, in order: (H, W)."""
