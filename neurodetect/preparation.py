@@ -205,9 +205,9 @@ def require_same_labels(recording: Recording, folder: str | Path) -> None:
     labels = Path(folder, f"regions_{recording.name}.json")
     if not labels.exists():
         return
-    before, now = read_prepared(folder, recording.name).regions, recording.regions
+    before, now = read_prepared(folder, recording.name).regions or [], recording.regions
     if now is None or [each.tolist() for each in before] != [each.tolist() for each in now]:
         raise UserError(
-            f"{labels}: has other labels than {recording.path}, which would "
-            "replace them; choose another folder for --output"
+            f"{labels}: has other labels than {recording.path}, which would replace them; choose another "
+            "folder for --output"
         )

@@ -48,15 +48,13 @@ def mean_projection(frames: Iterable[np.ndarray]) -> np.ndarray:
     return quotient(*summed.sums())
 
 
-def clip_bright(image: np.ndarray, deviations: float = CLIP_DEVIATIONS) -> np.ndarray:
+def clip_bright(image: np.ndarray) -> np.ndarray:
     """Cut the brightest pixels: every value above mean + 3 standard deviations becomes that limit.
 
     Parameters
     ----------
     image : (H, W) array
         NaN where there is no pixel; that stays and counts for nothing.
-    deviations : float
-        Standard deviations (over all pixels of the image) above the mean.
 
     Returns
     -------
@@ -75,7 +73,7 @@ def clip_bright(image: np.ndarray, deviations: float = CLIP_DEVIATIONS) -> np.nd
         pixels = image[~np.isnan(image)]
         if not pixels.size:
             return image
-        limit = pixels.mean(dtype=np.float64) + deviations * pixels.std(dtype=np.float64)
+        limit = pixels.mean(dtype=np.float64) + CLIP_DEVIATIONS * pixels.std(dtype=np.float64)
         return np.minimum(image, limit).astype(image.dtype if image.dtype.kind == "f" else np.float64)
 
 

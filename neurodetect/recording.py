@@ -340,7 +340,7 @@ def labelled_neurons(
     elif isinstance(frames, Hdf5Frames):
         segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
         neurons = None if segmented is None else [(region, None) for region in segmented]
-    if labels is not None and crop is not None and move is None and may_be_of_part(neurons, crop):
+    if labels is not None and crop and move is None and neurons and may_be_of_part(neurons, crop):
         (top, _), (left, _) = crop
         raise UserError(
             f"{labels}: may be counted from the first pixel of the recording or of the part that --crop cuts "
@@ -362,8 +362,8 @@ def labelled_neurons(
 def may_be_of_part(neurons: Named, crop: Crop) -> bool:
     """Whether neurons may be counted from the first pixel of a part of the image, not from that of all."""
     (top, bottom), (left, right) = crop
-    last = np.max([region.max(axis=0) for region, _ in neurons], axis=0, initial=-1)
-    return bool((top or left) and len(neurons) and (last < (bottom - top, right - left)).all())
+    last = np.max([region.max(axis=0) for region, _ in neurons], axis=0)
+    return bool((top or left) and (last < (bottom - top, right - left)).all())
 
 
 def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:

@@ -375,8 +375,7 @@ class _DenseLayers:
         # The network lists features map by map; here they come cell by cell.
         maps, cells = network.conv6.out_channels, WINDOW // 2
         dense = network.dense.weight.detach().to(dtype).view(-1, maps, cells, cells)
-        if maps % multiple:
-            dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
+        dense = functional.pad(dense, (0, 0, 0, 0, 0, -maps % multiple))
         self.dense = dense.permute(0, 2, 3, 1).flatten(1), network.dense.bias.detach().to(dtype)
         self.output = network.output.weight.detach().to(dtype), network.output.bias.detach().to(dtype)
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from neurodetect.network import NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
-from neurodetect.resume import Checkpoint
 from neurodetect.signals import signals_held
+
+if TYPE_CHECKING:
+    from neurodetect.resume import Checkpoint
 
 LEARNING_RATE = 2e-4  #: of the recipe of 2016, for all weights and to the end
 BETAS = (0.9, 0.99)

@@ -23,7 +23,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from neurodetect.files import UserError, write_whole
+from neurodetect.files import UserError, write_together
 from neurodetect.regions import outlines
 from neurodetect.signals import signals_held
 
@@ -320,22 +320,20 @@ def plain(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
-@signals_held()
 def save_figure(path: str | Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all. The same figure gives the same bytes.
+    """Write a figure as PNG, whole or not at all, see `figure_bytes`.
 
     Raises
     ------
     UserError
         The file cannot be written.
     """
-    with write_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi="figure", metadata={"Software": None})
+    write_together({Path(path): figure_bytes(figure)})
 
 
 @signals_held()
 def figure_bytes(figure: Figure) -> bytes:
-    """What `save_figure` writes."""
+    """A figure as the content of a PNG file. The same figure gives the same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi="figure", metadata={"Software": None})
     return stream.getvalue()
