@@ -155,7 +155,7 @@ def require_writable(folder: str | Path, needed: int = 0) -> None:
 
 
 def lock_file(path: Path) -> BinaryIO:
-    """Make a file, in a folder that is there, this process's alone until what is returned is closed.
+    """Make a file this process's alone until what is returned is closed. Its folder is made if it is missing.
 
     Whatever ends the process frees it. Windows, and disks that know no locks, let everyone have it.
 
@@ -165,6 +165,7 @@ def lock_file(path: Path) -> BinaryIO:
         Another process has it; or it cannot be made.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)}); choose another --output") from error
@@ -178,8 +179,8 @@ def lock_file(path: Path) -> BinaryIO:
             raise UserError(
                 f"{path.parent}: another run is writing there; wait for its end, or choose another --output"
             ) from error
-        except OSError:
-            pass
+        except OSError:  # a disk without locks
+            return file
     return file
 
 

@@ -398,7 +398,8 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
 def held_out_together(images: Mapping[str, str], groups: Mapping[str, str] | None = None) -> list[str] | None:
     """The group of each recording, of which all are held out from a training; None if none are of one.
 
-    Parts of a recording, see `regions.part_name`, are a group: what is held out shall not have been seen.
+    Parts of a recording, see `regions.part_name`, and copies of its image under other names are a group: what
+    is held out shall not have been seen.
 
     Parameters
     ----------
@@ -410,30 +411,23 @@ def held_out_together(images: Mapping[str, str], groups: Mapping[str, str] | Non
     Raises
     ------
     UserError
-        Two recordings have the same image, or parts of one are in two groups.
+        Parts or copies of one recording are in two groups.
 
     Examples
     --------
-    >>> held_out_together({"a.rows0-60.columns0-60": "1", "b": "2", "a": "3"})
-    ['a', 'b', 'a']
+    >>> held_out_together({"a.rows0-60.columns0-60": "1", "b": "2", "a": "3", "copy of b": "2"})
+    ['a', 'b', 'a', 'b']
     """
-    known: dict[str, str] = {}
-    for name, image in images.items():
-        if image in known:
-            raise UserError(
-                f"X_{known[image]}.npy and X_{name}.npy are the same image, of which one would be held out "
-                "from a training on the other; remove one"
-            )
-        known[image] = name
-    wholes = [dataset_name(whole_name(name)) for name in images]
+    by_image: dict[str, str] = {}
+    wholes = [by_image.setdefault(image, dataset_name(whole_name(name))) for name, image in images.items()]
     if groups is None:
         return wholes if len(set(wholes)) < len(wholes) else None
     group_of_whole = {whole: groups[name] for whole, name in zip(wholes, images, strict=True)}
     for whole, name in zip(wholes, images, strict=True):
         if groups[name] != group_of_whole[whole]:
             raise UserError(
-                f"{whole}: has parts in the groups {groups[name]} and {group_of_whole[whole]}, of which one "
-                "would be held out from a training on the other; put them into one group"
+                f"{name}: is in group {groups[name]}, but a part or copy of it is in {group_of_whole[whole]}: "
+                "one would be held out from a training on the other; put them into one group"
             )
     return [groups[name] for name in images]
 

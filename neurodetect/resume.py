@@ -82,7 +82,6 @@ class UnfinishedRun:
 
     def _begin(self, identity: dict[str, Any], resume: bool) -> None:
         self._state = self._read()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_file(self.folder / LOCK_FILE)
         if self._state["identity"] is None:
             self._clear()
