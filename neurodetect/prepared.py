@@ -426,7 +426,7 @@ def held_out_together(images: Mapping[str, str], groups: Mapping[str, str] | Non
     for whole, name in zip(wholes, images, strict=True):
         if groups[name] != group_of_whole[whole]:
             raise UserError(
-                f"{name}: is in group {groups[name]}, but a part or copy of it is in {group_of_whole[whole]}: "
+                f"{name}: is in group {groups[name]}, but a part or copy of it in {group_of_whole[whole]}: "
                 "one would be held out from a training on the other; put them into one group"
             )
     return [groups[name] for name in images]

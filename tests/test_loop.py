@@ -80,7 +80,7 @@ def test_parts_are_recordings_of_their_own(lab, command):
     groups = dict.fromkeys((recording["name"] for recording in plain["recordings"]), "A")
     (lab / "groups.json").write_text(json.dumps(groups | {PART: "B"}))
     result = command("conv2d_crossvalidation.py", "part", *QUICK, "--groups", "groups.json")
-    assert_refused(result, "is in group", "a part or copy of it is in", "put them into one group")
+    assert_refused(result, "is in group", "a part or copy of it in", "put them into one group")
     # Their whole field is no new recording.
     result = command("conv2d_predict.py", "part", "mouse0", *QUICK)
     assert result.returncode == 0 and "mouse0 was trained on" in result.stderr
