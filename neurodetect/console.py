@@ -80,7 +80,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         global _level
-        args = super().parse_intermixed_args(*arguments)  # options may stand between folders
+        # Options may stand between folders, but not where -- says that no more come.
+        args = (super().parse_args if "--" in sys.argv else super().parse_intermixed_args)(*arguments)
         _level = 0 if args.quiet else 2 if args.verbose else 1
         progress.hidden = args.quiet or not processes.FIRST
         if processes.SIZE > 1 and not self.shared:
@@ -557,7 +558,7 @@ def scoring_options(description: str) -> argparse.Namespace:
     """The command line of `python -m neurodetect.scoring`."""
     parser = Parser(
         description,
-        "python -m neurodetect.scoring train submission.json\n"
+        "python -m neurodetect.scoring test submission.json\n"
         "  python -m neurodetect.scoring neurofinder.00.00/regions/regions.json RoiSet.zip --threshold 5",
         prog="python -m neurodetect.scoring",
     )

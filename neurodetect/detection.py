@@ -149,7 +149,9 @@ def split_folds(count: int, folds: int, seed: int, groups: Sequence[str] | None 
         There are fewer than two recordings, or groups.
     """
     if count < 2:
-        raise UserError("cross-validation holds recordings out and needs two labelled ones at least")
+        raise UserError(
+            "cross-validation holds recordings out and needs two labelled ones at least; prepare another one"
+        )
     from sklearn.model_selection import GroupKFold, KFold  # a second that only cross-validation should pay
 
     if groups is None:
@@ -157,8 +159,8 @@ def split_folds(count: int, folds: int, seed: int, groups: Sequence[str] | None 
     else:
         if len(set(groups)) < 2:
             raise UserError(
-                f"all {count} recordings are of one group, {groups[0]}; cross-validation holds groups out "
-                "and needs two at least"
+                f"all {count} recordings are of one group, {groups[0]}, as parts of a recording are; "
+                "cross-validation holds groups out and needs two at least"
             )
         splits = GroupKFold(min(folds, len(set(groups)))).split(range(count), groups=groups)
     return [held_out.tolist() for _, held_out in splits]

@@ -16,6 +16,7 @@ from neurodetect.prepared import (
     prepared_names,
     read_prepared,
     require_name,
+    require_same,
     write_prepared,
 )
 from neurodetect.progress import progress_bar
@@ -59,7 +60,9 @@ def open_recordings(
     return recordings
 
 
-def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]) -> Figure:
+def prepare(
+    recording: Recording, folder: str | Path, reading: Mapping[str, Any], replace: bool = True
+) -> Figure:
     """Write the mean image of a recording, its picture and labels into a folder; returns the picture.
 
     Parameters
@@ -69,11 +72,13 @@ def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]
         Made if it is missing.
     reading : mapping
         What was chosen of the recording, see `prepared.READING`; of its frames "frames" are taken.
+    replace : bool
+        Whether what was prepared of a recording of this name may be replaced by something else.
 
     Raises
     ------
     UserError
-        As of `Recording.frames`, `chosen_frames` and `write_prepared`.
+        As of `Recording.frames`, `chosen_frames` and `write_prepared`; or something else would be replaced.
     """
     name, scale, regions = recording.name, recording.pixels_per_micron, recording.regions
     chosen = chosen_frames(recording, reading["frames"])
@@ -85,6 +90,8 @@ def prepare(recording: Recording, folder: str | Path, reading: Mapping[str, Any]
     image, valid = fill_missing(clip_bright(projection.image))
     if valid is not None:
         console.say(f"{name}: {console.count((~valid).sum(), 'pixel')} in no frame, set to the median")
+    if not replace:
+        require_same(folder, Prepared(name, image, None, regions, scale, valid))
     write_prepared(folder, name, image, regions, scale, valid=valid, names=recording.names, reading=reading)
     figure = draw_regions(image, regions, title=name, pixels_per_micron=scale)
     save_figure(Path(folder, f"X_{name}.png"), figure)
@@ -156,7 +163,7 @@ def read_or_prepare(
     ------
     UserError
         A path is neither, two recordings have the same name, or there is nothing to which an option applies;
-        as of `require_same_labels`, `prepare` and `prepared.open_frames`.
+        and as of `prepare` and `prepared.open_frames`.
     """
     folders = [path for path in paths if is_prepared(path)]
     if len(folders) > 1:
@@ -181,33 +188,12 @@ def read_or_prepare(
     require_distinct_datasets([each.name for each in before] + [each.name for each in recordings])
     frames = {each.name: open_frames(movies, folders[0], each) for each in before} if movies else {}
     frames |= {each.name: (each, chosen_frames(each, reading["frames"])) for each in recordings}
-    for recording in recordings:
-        require_same_labels(recording, folder)
     if recordings:
         require_writable(folder)
     if processes.FIRST:
         for recording in recordings:
-            prepare(recording, folder, reading)
+            prepare(recording, folder, reading, replace=False)
     processes.wait()
     now = [read_prepared(folder, recording.name) for recording in recordings]
     hashes = {**(digests(folders[0], before) if folders else {}), **digests(folder, now)}
     return Inputs(sorted([*before, *now], key=lambda each: natural_key(each.name)), hashes, frames)
-
-
-def require_same_labels(recording: Recording, folder: str | Path) -> None:
-    """Make sure that a recording that is prepared on the way replaces no labels, which may be corrected ones.
-
-    Raises
-    ------
-    UserError
-        It was prepared into the folder before, with labels that are not its own.
-    """
-    labels = Path(folder, f"regions_{recording.name}.json")
-    if not labels.exists():
-        return
-    before, now = read_prepared(folder, recording.name).regions or [], recording.regions
-    if now is None or [each.tolist() for each in before] != [each.tolist() for each in now]:
-        raise UserError(
-            f"{labels}: has other labels than {recording.path}, which would replace them; choose another "
-            "folder for --output"
-        )

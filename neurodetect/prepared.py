@@ -297,6 +297,30 @@ def is_reading(value: Any) -> bool:
     )
 
 
+def require_same(folder: str | Path, recording: Prepared) -> None:
+    """Make sure that what was prepared of a recording, if it was, is this: there labels may be corrected.
+
+    Raises
+    ------
+    UserError
+        It has another image, other neurons or another scale.
+    """
+    image_file = paths(Path(folder), recording.name)[0]
+    if not image_file.exists():
+        return
+    before = read_prepared(folder, recording.name)
+
+    def what(of: Prepared) -> tuple[Any, ...]:
+        image = np.asarray(of.image, np.float32)
+        return fingerprint(image, of.regions or [], of.valid), of.regions is None, of.pixels_per_micron
+
+    if what(before) != what(recording):
+        raise UserError(
+            f"{image_file}: was prepared of other frames, or with other labels or another scale, and would "
+            "be replaced; choose another folder for --output, or remove it"
+        )
+
+
 def require_same_image(path: Path, image: np.ndarray, valid: np.ndarray | None, recording: Prepared) -> None:
     """Make sure that frames are those that were prepared, by the image that `preprocessing.py` makes of them.
 

@@ -794,6 +794,11 @@ def read_submission(path: str | Path, name: str, shape: tuple[int, int]) -> list
     datasets = parse_submission(read_json(path, LARGEST_SUBMISSION), source=str(path))
     wanted = dataset_name(name)
     if wanted not in datasets:
+        if parts := [each for each in datasets if whole_name(each) == whole_name(wanted)]:
+            raise UserError(
+                f"{path}: has no neurons of {wanted}, but of {listed(parts)}; look at that, with the "
+                "--crop that its name tells or without"
+            )
         raise UserError(
             f"{path}: has no neurons of {wanted}, only of {listed(datasets)}; "
             "run conv2d_predict.py on it, or rename one of the two"

@@ -700,6 +700,12 @@ def test_options_may_stand_between_folders(command, folder, weights):
         assert_refused(result, "again", "there is no such file or folder")
 
 
+def test_a_folder_may_begin_with_a_dash(command, tmp_path):
+    write_frames(tmp_path / "-mouse" / "images", noise())
+    assert command("preprocessing.py", "-q", "--", "-mouse", "out").returncode == 0
+    assert (tmp_path / "out" / "X_-mouse.npy").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [("test", "--channel", 0), ("test", "--plane", 0), ("test", "--crop", "0:9,0:9")],

@@ -117,17 +117,28 @@ def test_labels_that_may_be_of_the_part_or_of_the_whole_are_refused(lab, command
     assert not np.array_equal(read_prepared("again", PART).mask, read_prepared("part", PART).mask)
 
 
-def test_a_recording_prepared_on_the_way_replaces_no_corrected_labels(lab, command, model):
+def test_a_recording_prepared_on_the_way_replaces_nothing_else(lab, command, model):
+    """Labels that were corrected, the image of another recording of its name, a mean of all frames."""
     assert command("preprocessing.py", "mouse0", "corrected").returncode == 0
-    run = ("conv2d_predict.py", "mouse0", "--model", model, *QUICK[4:], "--output", "corrected/found.json")
-    assert command(*run).returncode == 0  # they are the same
+    run = ("conv2d_predict.py", "--model", model, *QUICK[4:], "--output", "corrected/found.json")
+    assert command(*run, "mouse0").returncode == 0  # the same once more
+    before = {path: path.read_bytes() for path in (lab / "corrected").iterdir()}
     labels = lab / "mouse0" / "regions" / "regions.json"
     labels.write_text(json.dumps(json.loads(labels.read_text())[1:]))
-    before = {path: path.read_bytes() for path in (lab / "corrected").iterdir()}
-    for _ in range(2):
-        assert_refused(command(*run), "corrected/regions_mouse0.json", "other labels than", "--output")
-        labels.unlink(missing_ok=True)
+    write_recording(lab / "other", "mouse0", shape=SHAPE, n_frames=5, seed=7)
+    for words in (["mouse0"], ["other/mouse0"], ["other/mouse0", "--frames", "1:3"]):
+        result = command(*run, *words)
+        assert_refused(result, "corrected/X_mouse0.npy", "would be replaced", "--output")
+    labels.unlink()
+    assert_refused(command(*run, "mouse0"), "corrected/X_mouse0.npy", "would be replaced", "--output")
     assert {path: path.read_bytes() for path in (lab / "corrected").iterdir()} == before
+
+
+def test_neurons_of_a_part_are_not_drawn_into_the_whole(lab, command, model):
+    assert command("conv2d_predict.py", "mouse0", *CROP, "--model", model, *QUICK[4:]).returncode == 0
+    show = ("play_animation.py", "mouse0", "--save", "a.gif", "--submission", "submission.json")
+    assert_refused(command(*show), f"no neurons of mouse0, but of {PART}", "--crop")
+    assert command(*show, *CROP).returncode == 0
 
 
 def test_a_part_of_every_kind_of_file(tmp_path):
