@@ -71,7 +71,12 @@ class UnfinishedRun:
         self.folder, self.seconds, self.keep = Path(folder), seconds, keep
         self._file = self.folder / RUN_FILE
         if processes.FIRST:
-            self._begin(identity, resume)
+            self._lock = lock_file(self.folder / LOCK_FILE)
+            try:
+                self._begin(identity, resume)
+            except BaseException:
+                self._unlock()
+                raise
             processes.wait()
         else:
             processes.wait()
@@ -82,7 +87,6 @@ class UnfinishedRun:
 
     def _begin(self, identity: dict[str, Any], resume: bool) -> None:
         self._state = self._read()
-        self._lock = lock_file(self.folder / LOCK_FILE)
         if self._state["identity"] is None:
             self._clear()
         self.resumed = self._holds_work()
@@ -113,8 +117,7 @@ class UnfinishedRun:
         if over:
             self._clear()
         if processes.FIRST:
-            self._lock.close()
-            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            self._unlock()
         folder = self.folder
         if over and folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
@@ -123,6 +126,10 @@ class UnfinishedRun:
                 *error.args,
                 f"add --resume to the same command to go on; until then keep {self.folder}",
             )
+
+    def _unlock(self) -> None:
+        self._lock.close()  # first, since Windows removes no file that is open
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
 
     def _own_files(self) -> list[Path]:
         """The files in the folder that such a run writes, in whole or in part."""

@@ -320,6 +320,7 @@ def plain(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
+@signals_held()
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all, see `figure_bytes`.
 
