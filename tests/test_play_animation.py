@@ -71,6 +71,11 @@ def test_a_submission_takes_the_place_of_the_labels(tmp_path, recording, run_com
     assert pictures[0].shape == pictures[1].shape
     assert 0 < orange[0] < orange[1]  # one neuron of the two
 
+    labels = recording / "regions" / "RoiSet.zip"  # which of the two counts does not matter here
+    labels.write_bytes(b"")
+    assert run_command("play_animation.py", recording, *options).returncode == 0
+    labels.unlink()
+
     submission.write_text(json.dumps(entries[:1]))
     assert_refused(run_command("play_animation.py", recording, *options), "07.00", "only of 00.01")
     entries[1]["regions"] = [{"coordinates": [[4, SHAPE[1]]]}]

@@ -45,7 +45,7 @@ def test_training_begins_with_the_weights_and_remembers_where_they_come_from(lab
     assert settings["recordings"] == ["mouse2", "mouse3"]
     assert settings["started from"]["recordings"] == ["mouse0", "mouse1"]
     assert len(list(trainings(settings))) == 2
-    for name in ("mouse0", "mouse3", "mouse1.rows0-20.columns0-30"):
+    for name in ("mouse0", "neurofinder.mouse0", "mouse3", "mouse1.rows0-20.columns0-30"):
         assert was_trained_on(settings, name, "")
     assert not was_trained_on(settings, "mouse4", "")
     assert was_trained_on(settings, "other", settings["started from"]["inputs"]["X_mouse0.npy"])

@@ -397,6 +397,16 @@ def test_the_command_writes_traces_of_every_recording(lab, command, tmp_path):
     assert before and {path: path.read_bytes() for path in before} == before
 
 
+def test_where_an_export_fails_the_submission_stays_that_of_its_log(lab, command, tmp_path):
+    assert command(*EXPORT, "--recordings", "movies").returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("submission*.*") if path.is_file()}
+    (tmp_path / "submission_mouse2_suite2p" / "notes.txt").write_text("of somebody")
+    result = command(*PREDICT, "--threshold", 0.6, "--export", "suite2p")
+    assert_refused(result, "submission_mouse2_suite2p", "notes.txt")
+    for name in ("submission.json", "submission.log.json", "submission.report.html"):
+        assert (tmp_path / name).read_bytes() == before[tmp_path / name]
+
+
 def test_without_frames_there_are_zeros_and_one_line_says_so(lab, command, tmp_path):
     (tmp_path / "submission_mouse2_traces.csv").write_text("of an earlier run")
     result = command(*EXPORT)
