@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` and a mistyped option answer at
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import platform
@@ -82,6 +83,8 @@ class Parser(argparse.ArgumentParser):
         global _level
         # Options may stand between folders, but not where -- says that no more come.
         args = (super().parse_args if "--" in sys.argv else super().parse_intermixed_args)(*arguments)
+        if "" in sys.argv:
+            self.error("an argument is empty; is a variable of the shell not set?")
         _level = 0 if args.quiet else 2 if args.verbose else 1
         progress.hidden = args.quiet or not processes.FIRST
         if processes.SIZE > 1 and not self.shared:
@@ -126,12 +129,29 @@ def choices_in(allowed: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def file_to_write(text: str) -> str:
-    """An argument type: the path of a file that is not there yet, or can be replaced by another."""
-    path = Path(text)
-    if not path.name or text.endswith(("/", os.sep)) or (path.exists() and not path.is_file()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
-    return text
+def file_to_write(*marks: bytes) -> Callable[[str], str]:
+    """An argument type: the path of a file that is not there yet, or is empty, or that this command wrote.
+
+    Nothing else is replaced, be it the recording itself. One of `marks` stands where such a file begins.
+    """
+
+    def parse(text: str) -> str:
+        path = Path(text)
+        if not path.name or text.endswith(("/", os.sep)) or (path.exists() and not path.is_file()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+        if path.exists():
+            with open(path, "rb") as file:
+                begin = file.read(200)
+            if begin and not any(mark in begin for mark in marks):
+                raise argparse.ArgumentTypeError(
+                    f"{text}: is no file of this command and would be replaced; name another, or remove it"
+                )
+        return text
+
+    return parse
+
+
+model_file = file_to_write(b"/data.pkl")  #: which a file of `torch.save` begins with
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -377,7 +397,7 @@ def animation_options(description: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--save",
-        type=file_to_write,
+        type=file_to_write(b"GIF8", b"ftyp"),
         metavar="FILE",
         help="write the movie into this .gif, or .mp4 where ffmpeg is installed, and open no window; a .gif "
         "has the first 100 frames unless --frames says which (default: a window)",
@@ -462,7 +482,7 @@ def crossvalidation_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--output",
-        type=file_to_write,
+        type=file_to_write(b'"train_folder"'),
         default="crossvalidation.json",
         metavar="FILE",
         help="the scores and settings; beside it go crossvalidation.report.html, to be opened in a browser, "
@@ -500,7 +520,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--output",
-        type=file_to_write,
+        type=file_to_write(b'"dataset"'),
         default="submission.json",
         metavar="FILE",
         help="the neurons found; beside it go submission.report.html, to be opened in a browser, a picture "
@@ -509,8 +529,7 @@ def prediction_options(description: str) -> argparse.Namespace:
     )
     group.add_argument(
         "--save-model",
-        type=file_to_write,
-        default="model.pt",
+        type=model_file,
         metavar="FILE",
         help="where the trained weights go (default: model.pt)",
     )
@@ -545,8 +564,16 @@ def prediction_options(description: str) -> argparse.Namespace:
         parser.error("give TRAIN_FOLDER and TEST_FOLDER, or TEST_FOLDER and --model FILE")
     if args.model is not None and args.start_from is not None:
         parser.error("with --model nothing is trained; give the weights to --model or to --start-from")
+    if args.model is not None and args.save_model:
+        warn(f"with --model nothing is trained, so that {args.save_model} is not written")
+    try:
+        args.save_model = args.save_model or (model_file("model.pt") if args.model is None else None)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     if args.start_from and os.path.realpath(args.save_model) == os.path.realpath(args.start_from):
         parser.error(f"{args.start_from} would be replaced; name another file with --save-model")
+    if args.save_model and os.path.realpath(args.save_model) == os.path.realpath(args.output):
+        parser.error(f"{args.output} cannot be both --output and --save-model; name another file for one")
     if args.train_folder is not None and args.model is not None:
         args.train_folder, args.tests = None, [args.train_folder, *args.tests]
     if args.recordings is not None and not set(args.export) & set(WITH_TRACES):
@@ -584,7 +611,7 @@ def labels_options(description: str) -> argparse.Namespace:
     parser.add_argument("labels", metavar="LABELS", help="the file to read")
     parser.add_argument(
         "regions",
-        type=file_to_write,
+        type=file_to_write(b'"coordinates"', b"[]"),
         metavar="regions.json",
         help="the file to write; its folder is made if it is missing",
     )
@@ -596,6 +623,8 @@ def labels_options(description: str) -> argparse.Namespace:
         help="rows and columns of the recording: what lies outside is then refused, or of a ROI cut off",
     )
     args = parser.parse_args()
+    if os.path.realpath(args.labels) == os.path.realpath(args.regions):
+        parser.error(f"{args.labels} would be replaced; name another file to write")
     if not args.regions.lower().endswith(".json"):
         parser.error(f"{args.regions} does not end in .json: name the labels first, then the file to write")
     return args
@@ -637,13 +666,18 @@ def read_settings(
 
     device = choose_device(args.device)
     processes.start(device)
-    recipe = args.recipe or RECIPES[(trained_on or {}).get("recipe", "standard")]
+    weights = vars(args).get("model") or args.start_from
+    recipe = RECIPES[(trained_on or {}).get("recipe", "standard")]
+    if args.recipe not in (None, recipe):
+        if trained_on is not None and not args.start_from:
+            warn(f"{weights} was trained with --recipe {recipe}, which counts")
+        else:
+            recipe = args.recipe
     # Weights that do not say were trained before there was a choice.
     background = (trained_on or {}).get("background", "keep")
     if trained_on is None:
         background = args.background or ("keep" if recipe == "2016" else "normalize")
     elif args.background not in (None, background):
-        weights = args.start_from or args.model
         warn(f"{weights} was trained with --background {background}, which counts")
     regions = args.regions or ("connected" if recipe == "2016" else "watershed")
     threshold = None if regions == "watershed" else THRESHOLD  # None: learned from the training recordings
@@ -758,6 +792,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     exit with its code; 1 where one was lost without a word.
     """
     program = os.path.basename(sys.argv[0])
+    make_printable()
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: warn(str(message))  # one line, without a place in our code
     sys.unraisablehook = interrupt_again
@@ -788,6 +823,16 @@ def run(main: Callable[[], None]) -> NoReturn:
             code = 1
         stop(program, "; ".join(["stopped", *map(str, interrupt.args)]), code)
     leave(0)
+
+
+def make_printable() -> None:
+    """Let nothing that is said fail for a terminal's encoding, which may lack µ, or for there being none."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # whoever started us closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def terminate(*_: object) -> NoReturn:

@@ -181,7 +181,7 @@ def read_or_prepare(
         raise UserError(f"{listed(paths)}: was {kind}, so that {useless[0]} means nothing; leave it out")
     before = [read_prepared(folders[0], name) for name in prepared_names(folders[0])] if folders else []
     for recording in recordings:
-        if Path(folder).resolve() in (recording.path.resolve(), (recording.path / "images").resolve()):
+        if Path(folder).resolve() in (recording.path.resolve() / part for part in ("", "images", "regions")):
             raise UserError(
                 f"{folder}: is the recording itself, into which nothing is written; choose another --output"
             )

@@ -400,7 +400,7 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     Raises
     ------
     UserError
-        The file is unreadable, malformed, or lacks a recording.
+        The file is unreadable, malformed, lacks a recording or has one in two groups.
 
     Examples
     --------
@@ -412,7 +412,12 @@ def read_groups(groups: str | Path, names: Sequence[str]) -> dict[str, str]:
     content = read_json(groups)
     if not isinstance(content, dict) or not all(isinstance(group, str) for group in content.values()):
         raise UserError(f'{groups}: is no object of groups by recordings, {{"NAME": "GROUP", ...}}; mend it')
-    by_dataset = {dataset_name(name): group for name, group in content.items()}
+    by_dataset: dict[str, str] = {}
+    for name, group in content.items():
+        if by_dataset.setdefault(dataset_name(name), group) != group:
+            raise UserError(
+                f"{groups}: has {dataset_name(name)} twice, in {group} and in another group; mend it"
+            )
     missing = [name for name in names if dataset_name(name) not in by_dataset]
     if missing:
         raise UserError(f"{groups}: has no group for {listed(missing)}; add them")

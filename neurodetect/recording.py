@@ -14,6 +14,7 @@ name (JSON as `regions.json`); for a file `movie.tif` it lies beside it as `movi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from neurodetect.formats.hdf5 import HDF5_SUFFIXES, Hdf5Frames, Tile, is_hdf5
 from neurodetect.formats.labels import Named, find_labels, read_named_labels
 from neurodetect.formats.segmentation import read_plane_segmentation
 from neurodetect.formats.tiff import HEADERS, TiffFrames
-from neurodetect.regions import cut_region, move_regions, part_name
+from neurodetect.regions import PART_INSIDE, cut_region, move_regions, part_name, part_origin
 
 Crop = Sequence[Sequence[int]]  #: first row and end of the rows, first column and end of the columns
 
@@ -55,6 +56,10 @@ FOREIGN = {
     ("tsm", "dcimg", "spe", "sif", "fits", "nii"): "another program's movie",
     ("zip", "gz", "bz2", "xz", "7z", "rar", "tar", "tgz"): "an archive",
 }
+
+
+#: What is read of an `info.json`: the number that it stands for, None where it cannot be.
+USABLE = {"pixels-per-micron": possible_scale, "rate-hz": positive_number}
 
 
 class Recording:
@@ -340,11 +345,15 @@ def labelled_neurons(
     elif isinstance(frames, Hdf5Frames):
         segmented = read_plane_segmentation(path, frames.shape, frames.turned, frames.name)
         neurons = None if segmented is None else [(region, None) for region in segmented]
-    if labels is not None and crop and move is None and neurons and may_be_of_part(neurons, crop):
-        (top, _), (left, _) = crop
+    if (
+        labels is not None
+        and move is None
+        and neurons
+        and (origin := other_origin(neurons, Path(labels), path, crop))
+    ):
         raise UserError(
-            f"{labels}: may be counted from the first pixel of the recording or of the part that --crop cuts "
-            f"out: say --move-labels 0 0, or --move-labels {top} {left}"
+            f"{labels}: may be counted from the first pixel of the recording or of a part of it: say "
+            f"--move-labels 0 0, or --move-labels {origin[0]} {origin[1]}"
         )
     if move is None or not any(move):
         return neurons, notes
@@ -359,11 +368,19 @@ def labelled_neurons(
     return neurons, [*notes, f"labels moved by {move[0]} rows (down) and {move[1]} columns (right){ends}"]
 
 
-def may_be_of_part(neurons: Named, crop: Crop) -> bool:
-    """Whether neurons may be counted from the first pixel of a part of the image, not from that of all."""
+def other_origin(neurons: Named, labels: Path, path: Path, crop: Crop | None) -> tuple[int, int] | None:
+    """First row and column of a part of the image from which neurons may be counted, not from those of all.
+
+    That is a part of which the file of labels has its name, or that is cut out; None where there is none.
+    """
+    named = part_origin(f"{labels.parent.name}/{labels.name}", PART_INSIDE)
+    if any(named) and named != part_origin(name_of(path)):
+        return named
+    if crop is None:
+        return None
     (top, bottom), (left, right) = crop
     last = np.max([region.max(axis=0) for region, _ in neurons], axis=0)
-    return bool((top or left) and (last < (bottom - top, right - left)).all())
+    return (top, left) if (top or left) and (last < (bottom - top, right - left)).all() else None
 
 
 def chosen_frames(recording: Recording, frames: tuple[int, int] | None) -> range:
@@ -413,7 +430,7 @@ def is_recording(path: Path) -> bool:
 
 
 def read_info(info_file: Path) -> dict[str, Any]:
-    """What an `info.json` says; empty where there is none.
+    """What an `info.json` says; empty where there is none. A scale or rate that cannot be is warned of.
 
     Raises
     ------
@@ -423,6 +440,12 @@ def read_info(info_file: Path) -> dict[str, Any]:
     info = read_json(info_file) if info_file.exists() else {}
     if not isinstance(info, dict):
         raise UserError(f"{info_file}: is not a JSON object; mend or remove it")
+    for key, value in info.items():
+        known = key.lower().replace("_", "-")
+        if known in USABLE and value is not None and (key != known or USABLE[known](value) is None):
+            warnings.warn(
+                f"{info_file}: {key} {value!r} means nothing; what is read is {known}, a number", stacklevel=2
+            )
     return info
 
 
@@ -442,9 +465,11 @@ def refuse_recording(folder: str | Path) -> None:
     Raises
     ------
     UserError
-        The folder, or the file in its place, is a recording.
+        The folder, or the file in its place, is a recording, or the folder of its frames or labels.
     """
     folder = Path(folder)
+    if folder.name in ("images", "regions") and (folder.parent / "images").is_dir():
+        folder = folder.parent
     if is_recording(folder) and ((folder / "images").is_dir() or not is_prepared(folder)):
         raise UserError(
             f"{folder}: is a recording, into which nothing is written; name an OUTPUT_FOLDER last"

@@ -53,6 +53,7 @@ MOST_OFFSET = 2  #: rows and columns, up or down, by which they may lie off
 METHODS = ("watershed", "connected")
 MOST_NEURONS = 2**16  #: of one recording in a file; no field of view has as many
 PART = re.compile(r"\.rows(\d+)-\d+\.columns(\d+)-\d+$")  #: how the name of a part ends, see `part_name`
+PART_INSIDE = re.compile(PART.pattern[:-1] + r"(?!\d)")  #: the same in the name of a file that was made of it
 
 
 def unique_pixels(region: np.ndarray) -> np.ndarray:
@@ -610,11 +611,11 @@ def parse_region(entry: Any, shape: tuple[int, int] | None, source: str) -> np.n
     if not isinstance(entry, dict) or "coordinates" not in entry:
         raise UserError(f'{source} has no "coordinates": [[row, column], ...]; export the labels again')
     try:
-        coordinates = np.array(entry["coordinates"], dtype=np.float64)
+        coordinates = np.array(entry["coordinates"])
     except (TypeError, ValueError, OverflowError):
-        raise UserError(
-            f"{source} has coordinates that are not pairs of numbers; export the labels again"
-        ) from None
+        coordinates = np.array("ragged")
+    if coordinates.dtype.kind not in "iuf":
+        raise UserError(f"{source} has coordinates that are not pairs of numbers; export the labels again")
     if coordinates.size == 0:
         raise UserError(f"{source} has no pixels; remove it from the file")
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
@@ -694,15 +695,17 @@ def whole_name(name: str) -> str:
     return PART.sub("", name)
 
 
-def part_origin(name: str) -> tuple[int, int]:
+def part_origin(name: str, ending: re.Pattern = PART) -> tuple[int, int]:
     """Row and column of the whole recording at which a part begins, see `part_name`; of a whole (0, 0).
 
     Examples
     --------
     >>> part_origin("mouse1.rows100-300.columns50-200")
     (100, 50)
+    >>> part_origin("submission_mouse1.rows100-300.columns50-200_rois.zip", PART_INSIDE)
+    (100, 50)
     """
-    numbers = PART.search(name)
+    numbers = ending.search(name)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 

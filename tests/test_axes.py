@@ -641,8 +641,10 @@ def test_few_pages_in_each_of_several_files_are_frames_but_it_is_said(tmp_path, 
     recording = open_recording(tmp_path)
     assert np.array_equal(list(recording), stack.reshape(-1, *SHAPE))
     (note,) = recording.notes
-    assert "the 3 pages of each file are taken for frames" in note and f"--{kind} N" in note
+    assert "the 3 pages of a file are taken for frames" in note and f"--{kind} N" in note
     assert np.array_equal(read(tmp_path, **{kind: 2}), stack[:, 1])
+    tifffile.imwrite(tmp_path / "one.tif", stack[0], imagej=True, metadata={"axes": axes})
+    assert open_recording(tmp_path / "one.tif").notes == [note]
     for number, pages in enumerate(movie(2, 40)):
         tifffile.imwrite(images / f"{number}.tif", pages, imagej=True, metadata={"axes": axes})
     for number in (2, 3):

@@ -184,6 +184,9 @@ def info(text):
         (labels('[{"coordinates": [[3, 4]]}, {"coordinates": [[-1, 2]]}]'), ["neuron 1", "[-1, 2]"]),
         (labels('[{"coordinates": [[3.5, 4]]}]'), ["regions.json", "[3.5, 4]", "whole numbers"]),
         (labels('[{"coordinates": []}]'), ["regions.json", "neuron 0", "no pixels"]),
+        (labels('[{"coordinates": [["3", "4"], [5, 6]]}]'), ["regions.json", "not pairs of numbers"]),
+        (labels('[{"coordinates": [[true, false]]}]'), ["regions.json", "not pairs of numbers"]),
+        (labels('[{"coordinates": [[1, 2], [3]]}]'), ["regions.json", "not pairs of numbers"]),
         (info("not json"), ["info.json", "JSON"]),
         (info("[1.0, 7]"), ["info.json", "object"]),
     ],
@@ -683,6 +686,9 @@ def test_weights_on_a_full_disk(tmp_path, few_hidden_units):
         ),
         (("conv2d_crossvalidation.py", "train", "--output", "there"), "'there' is not the name of a file"),
         (("play_animation.py", "mouse", "--save", "there"), "'there' is not the name of a file"),
+        (("conv2d_predict.py", "train", "test", "--output", "o", "--save-model", "./o"), "cannot be both"),
+        (("conv2d_predict.py", "there", "--model", ""), "an argument is empty"),
+        (("preprocessing.py", "", "out"), "an argument is empty"),
         (("conv2d_predict.py", "train", "test", "--smallest-area", "inf"), "inf is not a number at least 1"),
         (("conv2d_predict.py", "train", "test", "--threshold", "nan"), "nan is not a number from 0 to 1"),
     ],
@@ -691,6 +697,49 @@ def test_options_that_cannot_be_meant(command, tmp_path, words, said):
     (tmp_path / "there").mkdir()
     assert_refused(command(*words), said, "--help")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        (("conv2d_predict.py", "train", "test", "--output"), b"II*\0 a movie"),
+        (("conv2d_predict.py", "train", "test", "--output"), b'[{"coordinates": [[0, 1]]}]'),
+        (("conv2d_predict.py", "test", "--model", "x.pt", "--output"), b"PK\3\4 of x.pt, x/data.pkl"),
+        (("conv2d_predict.py", "train", "test", "--save-model"), b"PK\3\4 ROIs, 1.roi"),
+        (("conv2d_crossvalidation.py", "train", "--output"), b'[{"dataset": "a", "regions": []}]'),
+        (("play_animation.py", "mouse", "--save"), b"II*\0 a movie"),
+        (("neurodetect/labels.py", "RoiSet.zip"), b"{}"),
+    ],
+)
+def test_what_another_program_wrote_is_not_replaced(command, tmp_path, words, content):
+    """Be it an input of the command, or the like of it that another command wrote."""
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    assert_refused(command(*words, file), "x.json: is no file of this command", "name another")
+    assert listing(tmp_path) == {file: content}
+
+
+def test_what_the_same_command_wrote_is_replaced(command, folder, weights):
+    run = ("conv2d_predict.py", folder, "--model", weights, *QUICK, "--output", "found.json")
+    assert command(*run).returncode == 0
+    first = (folder / "found.json").read_bytes()
+    assert command(*run, "--threshold", 0.999).returncode == 0
+    assert (folder / "found.json").read_bytes() != first
+    (folder / "found.json").write_bytes(b"")
+    assert command(*run).returncode == 0 and (folder / "found.json").read_bytes() == first
+
+
+def test_a_model_is_said_not_to_be_saved(command, folder, weights):
+    result = command("conv2d_predict.py", folder, "--model", weights, *QUICK, "--save-model", "new.pt")
+    assert result.returncode == 0 and "new.pt is not written" in result.stderr
+    assert not (folder / "new.pt").exists()
+
+
+def test_weights_keep_their_recipe(command, folder, weights):
+    result = command("conv2d_predict.py", folder, "--model", weights, *QUICK, "--recipe", "2016")
+    assert result.returncode == 0 and "was trained with --recipe standard, which counts" in result.stderr
+    settings = json.loads((folder / "submission.log.json").read_text())["settings"]
+    assert settings["regions"] == "watershed"
 
 
 def test_options_may_stand_between_folders(command, folder, weights):

@@ -396,3 +396,14 @@ def test_masks_are_those_of_the_prepared_regions(lab):
         regions = read_regions(lab / "train" / f"regions_{name}.json", SHAPE)
         assert np.array_equal(regions_to_mask(regions, SHAPE), np.load(lab / "train" / f"y_{name}.npy"))
         assert Path(lab / "train" / f"info_{name}.json").exists()
+
+
+def test_nothing_said_fails_for_its_encoding_or_for_want_of_a_terminal(lab, tmp_path):
+    """Help has a µ, which an ASCII terminal lacks; who starts a command may close its output."""
+    script = [sys.executable, "-m", "neurodetect.scoring"]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([*script, "--help"], capture_output=True, env=plain)
+    assert said.returncode == 0 and b"\\xb5m" in said.stdout
+    words = [sys.executable, ROOT / "preprocessing.py", lab / "stack.tif", tmp_path / "out"]
+    assert subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *map(str, words)]).returncode == 0
+    assert (tmp_path / "out" / "X_stack.npy").exists()

@@ -117,6 +117,20 @@ def test_labels_that_may_be_of_the_part_or_of_the_whole_are_refused(lab, command
     assert not np.array_equal(read_prepared("again", PART).mask, read_prepared("part", PART).mask)
 
 
+def test_labels_named_after_a_part_are_not_taken_for_those_of_the_whole(lab, command):
+    assert command("preprocessing.py", "mouse0", "part", *CROP).returncode == 0
+    labels = lab / f"submission_{PART}_rois.json"
+    labels.write_bytes((lab / f"part/regions_{PART}.json").read_bytes())
+    run = ("preprocessing.py", "mouse0", "again", "--labels", labels)
+    assert_refused(command(*run), labels.name, "--move-labels 0 0", "--move-labels 10 20")
+    assert command(*run, "--move-labels", 10, 20).returncode == 0
+    found = read_prepared("again", "mouse0").mask[10:52, 20:66]
+    assert np.array_equal(found, read_prepared("part", PART).mask)
+    # A movie that was cut out, and is called so, has its own labels.
+    (lab / "mouse0").rename(lab / PART)
+    assert command("preprocessing.py", PART, "again", "--labels", labels).returncode == 0
+
+
 def test_a_recording_prepared_on_the_way_replaces_nothing_else(lab, command, model):
     """Labels that were corrected, the image of another recording of its name, a mean of all frames."""
     assert command("preprocessing.py", "mouse0", "corrected").returncode == 0
@@ -251,6 +265,7 @@ def test_a_prepared_folder_and_recordings_together_after_training(lab, command):
         (("train", "--pixels-per-micron", 2), ("--pixels-per-micron", "prepared before")),
         (("mouse0", "--export", "csv", "--recordings", "."), ("--recordings", "leave it out")),
         (("mouse0", "--output", "mouse0/found.json"), ("is the recording itself", "--output")),
+        (("mouse0", "--output", "mouse0/regions/f.json"), ("is the recording itself", "--output")),
         (("nowhere",), ("nowhere", "check the path")),
         (("mouse0", "--frames", "90:99"), ("mouse0", "frames 1 to 5")),
     ],

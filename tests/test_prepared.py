@@ -206,7 +206,13 @@ def test_groups_of_recordings(tmp_path):
     file = tmp_path / "groups.json"
     file.write_text('{"00.01": "A", "mouse7_monday": "B", "mouse7 tuesday": "B", "other": "C"}')
     assert read_groups(file, names[:3]) == dict(zip(names, "ABB", strict=False))
-    for content, words in ((None, "has no group for alone"), ("[]", "no object of groups"), ("{", "JSON")):
+    twice = '{"mouse1": "A", "neurofinder.mouse1": "B"}'
+    for content, words in (
+        (None, "has no group for alone"),
+        ("[]", "no object of groups"),
+        ("{", "JSON"),
+        (twice, "has mouse1 twice"),
+    ):
         if content is not None:
             file.write_text(content)
         with pytest.raises(UserError, match=f"groups.json: .*{words}"):

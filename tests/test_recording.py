@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -368,7 +369,7 @@ def test_two_kinds_of_labels_are_one_too_many(tmp_path):
     write_files(tmp_path, make_frames(1))
     write_labels(tmp_path / "regions" / "b.tif", np.ones(SHAPE))
     (tmp_path / "regions" / "regions.json").write_text("[]")
-    refused(tmp_path, "labels more than once, b.tif and regions.json")
+    refused(tmp_path, "labels more than once, b.tif, regions.json")
     tifffile.imwrite(tmp_path / "movie.tif", make_frames(1)[0])
     (tmp_path / "movie.regions.json").write_text("[]")
     (tmp_path / "movie.regions.zip").write_text("")
@@ -382,11 +383,27 @@ def test_labels_of_another_shape(tmp_path):
     refused(tmp_path, "b.png.tif: is 9 x 6 px, but the recording is 6 x 9")
 
 
-@pytest.mark.parametrize("value", ['"1.15"', "0", "-1", "null", "true", "NaN", "Infinity", "[1]"])
+@pytest.mark.parametrize("value", ['"1.15"', "0", "-1", "true", "NaN", "Infinity", "[1]"])
 def test_an_impossible_pixel_size_is_unknown(tmp_path, value):
     write_files(tmp_path, make_frames(1))
     (tmp_path / "info.json").write_text(f'{{"pixels-per-micron": {value}}}')
-    assert open_recording(tmp_path).pixels_per_micron is None
+    with pytest.warns(UserWarning, match="info.json: pixels-per-micron .* means nothing"):
+        assert open_recording(tmp_path).pixels_per_micron is None
+
+
+def test_what_info_json_means_to_say_is_warned_of(tmp_path):
+    """Keys as they are not spelt; not those of others, or what is said to be unknown."""
+    write_files(tmp_path, make_frames(1))
+    (tmp_path / "info.json").write_text('{"pixels_per_micron": 1.15, "rate-hz": "7"}')
+    with pytest.warns(UserWarning) as said:
+        assert open_recording(tmp_path).rate_hz is None
+    assert ["pixels_per_micron 1.15", "rate-hz '7'"] == [
+        re.search(r"info.json: (.*) means nothing", str(each.message))[1] for each in said
+    ]
+    (tmp_path / "info.json").write_text('{"pixels-per-micron": null, "animal": "7", "rate-hz": 7}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_recording(tmp_path).rate_hz == 7
 
 
 # What a user can get wrong

@@ -157,7 +157,7 @@ def read_axes(tiff: tifffile.TiffFile, path: Path, named: bool) -> Axes:
 
 
 def pages_taken_for_time(axes: Axes, named: Axes) -> list[str]:
-    """A line where the few pages of each of several files are read as frames, but may be something else.
+    """A line where the few pages of a file are read as frames, but may be something else.
 
     Parameters
     ----------
@@ -168,8 +168,8 @@ def pages_taken_for_time(axes: Axes, named: Axes) -> list[str]:
     if len(axes.channels) * len(axes.planes) > 1 or not 1 < len(several) <= LARGEST_AXIS:
         return []
     return [
-        f"the {len(several)} pages of each file are taken for frames, one after the other; if they are "
-        f"{kind}s, choose one with --{kind} N"
+        f"the {len(several)} pages of a file are taken for frames, one after the other; if they are {kind}s, "
+        f"choose one with --{kind} N"
     ]
 
 

@@ -128,7 +128,7 @@ class TiffFrames:
                 channel = None
             self._choice, notes = make_choice(self._axes, channel, plane, files[0])
             self.notes += notes
-            if len(files) > 1 and not self._named:
+            if not self._named:
                 self.notes += pages_taken_for_time(self._axes, read_axes(tiff, files[0], named=True))
             self._goes_on = bool(tiff.is_scanimage)  # from file to file, in the middle of a volume too
             self.pixels_per_micron = read_scale(tiff)

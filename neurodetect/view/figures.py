@@ -9,6 +9,7 @@ import io
 import math
 import os
 import sys
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -336,6 +337,7 @@ def save_figure(path: str | Path, figure: Figure) -> None:
 def figure_bytes(figure: Figure) -> bytes:
     """A figure as the content of a PNG file. The same figure gives the same bytes."""
     stream = io.BytesIO()
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font has not
     figure.savefig(stream, format="png", dpi="figure", metadata={"Software": None})
     return stream.getvalue()
 
