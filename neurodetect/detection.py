@@ -35,7 +35,7 @@ from neurodetect.resume import Checkpoint
 from neurodetect.scoring import CURVE_THRESHOLDS, evaluate, match_centers, threshold_curve
 from neurodetect.sliding_window import probability_map
 from neurodetect.traces import Traces, extract
-from neurodetect.training import train
+from neurodetect.training import SHARE_OF_RATES, train
 
 #: Windows of a batch for each process that takes part in a training. Processes of one CPU have the same
 #: cores, and a GPU alone replays its steps, which those that share cannot. The recipe of 2016 exchanges 324
@@ -270,6 +270,7 @@ def train_network(
         settings.batch_size,
         precision=settings.precision,
         recipe=settings.recipe,
+        rates=SHARE_OF_RATES[settings.background],
         held_out=check,
         checkpoint=checkpoint,
         description=description,

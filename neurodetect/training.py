@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neurodetect.device import arithmetic, freed_memory_kept, has_graphs, is_out_of_memory, repeatable
 from neurodetect.files import UserError
-from neurodetect.network import NeuronNet
+from neurodetect.network import TARGET, NeuronNet
 from neurodetect.patches import PatchSampler
 from neurodetect.processes import ALONE, Team
 from neurodetect.progress import progress_bar
@@ -27,6 +27,9 @@ BETAS = (0.9, 0.99)
 # The standard recipe's highest rates, of tied dense layers (see `network.TiedNet`). A unit that sees 12,100
 # values moves much further in a step of Adam's, whose weights all move as far, than a map that sees 450.
 LEARNING_RATES = {"conv": 2e-3, "dense": 4e-4, "output": 2e-3}
+# Of them, where brightness and contrast are as they were: of images of several laboratories nothing is learned
+# at full rates, all units being saturated.
+SHARE_OF_RATES = {"keep": 0.5, "subtract": 1.0, "normalize": 1.0}
 RISE = 0.1  #: share of the iterations, the first, over which the standard recipe's rates rise from zero
 # Of a training that starts from random weights. Held out, recordings of four laboratories gained nothing from
 # 1,500 iterations to 3,000 of the standard recipe.
@@ -37,6 +40,8 @@ TRAINED_ITERATIONS = 100
 CHECK_EVERY = 100  #: iterations between two looks at the held-out windows
 HELD_OUT_WINDOWS = 200  #: windows of one such look
 LOSS_MEMORY = 0.98  #: the running loss forgets half of its past in 34 iterations
+NOTHING_LEARNED = 0.95  #: of the loss without a look at the image: a training that ends above it has failed
+LONG_ENOUGH = 500  #: iterations after which that can be told
 
 Result = TypeVar("Result")
 
@@ -49,6 +54,7 @@ def train(
     *,
     precision: str = "float32",
     recipe: str = "2016",
+    rates: float = 1.0,
     held_out: PatchSampler | None = None,
     checkpoint: Checkpoint | None = None,
     description: str | None = None,
@@ -69,6 +75,8 @@ def train(
     recipe : {"2016", "standard"}
         "2016" keeps one learning rate. "standard" has higher ones that rise and fall to zero, see
         `rate_share`.
+    rates : float
+        Times the standard recipe's, see SHARE_OF_RATES.
     held_out : PatchSampler, optional
         Recordings that are not trained on: one balanced batch of them is looked at every 100 iterations.
     checkpoint : Checkpoint, optional
@@ -87,6 +95,12 @@ def train(
         Every 100 iterations and at the end: "iteration", the running mean "loss", and with `held_out`
         the "held_out_error", the share of wrong pixels.
 
+    Warns
+    -----
+    UserWarning
+        After 500 iterations or more the loss is hardly less than that of who says of each pixel of a window
+        how often it is neuron, whatever the image.
+
     Raises
     ------
     UserError
@@ -100,6 +114,7 @@ def train(
     step = Step(network, optimizer, precision, team)
     check = held_out.sample(HELD_OUT_WINDOWS) if held_out is not None else None
     running = torch.zeros((), device=device)  # running mean of the loss
+    often = torch.zeros(TARGET**2, device=device)  # how often each pixel of a window is neuron, of late
     history: list[dict[str, float]] = []
     done = 0
 
@@ -111,7 +126,7 @@ def train(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state["adam"]})
     if done != team.word(done):
         raise UserError(f"{checkpoint.path}: all processes have to see this file; choose a shared disk")
-    kept_at, kept = done, time.monotonic()
+    begun, kept_at, kept = done, done, time.monotonic()
 
     def keep() -> None:
         if not team.leads:
@@ -142,11 +157,13 @@ def train(
             bar.set_postfix_str(postfix(history[-1]["loss"], history), refresh=False)
         while done < iterations and not team.any(stop()):  # one that stops alone would leave others waiting
             if recipe == "standard":
-                set_learning_rates(optimizer, rate_share(done, iterations))
-            loss = step(*sampler.sample(batch_size))
+                set_learning_rates(optimizer, rates * rate_share(done, iterations))
+            windows, targets = sampler.sample(batch_size)
+            loss = step(windows, targets)
             done += 1
-            # The first iterations count evenly, so that the running mean needs no warming up.
+            # The first iterations count evenly, so that the running means need no warming up.
             running.lerp_(loss, max(1 - LOSS_MEMORY, 1 / done))
+            often.lerp_(targets.mean(0), max(1 - LOSS_MEMORY, 1 / (done - begun)))
             if done % CHECK_EVERY == 0 or done == iterations:
                 history.append({"iteration": done, "loss": finite_loss(running, done)})
                 if check is not None:
@@ -162,6 +179,15 @@ def train(
             keep()
     if done < iterations:
         raise KeyboardInterrupt  # whoever handled the signal went on, but there is no trained network
+    if done > begun and iterations >= LONG_ENOUGH:
+        blind = nn.functional.binary_cross_entropy(often, often).item()
+        if history[-1]["loss"] > NOTHING_LEARNED * blind:
+            warnings.warn(
+                f"the network has learned next to nothing: its loss is {history[-1]['loss']:.3f}, and "
+                f"{blind:.3f} without a look at the images; are the labels those of the images? If they are, "
+                "leave --background and --recipe as they are by default, or try another --seed",
+                stacklevel=2,
+            )
     network.zero_grad(set_to_none=True)  # as large as the weights, and of no more use
     network.eval()
     return history

@@ -84,6 +84,17 @@ def test_training_lowers_the_error_on_a_recording_it_has_not_seen(network, recor
     assert history[-1]["loss"] < np.log(2)
 
 
+def test_a_training_that_learns_nothing_is_said(recordings, monkeypatch):
+    """Of images in which the labelled neurons are not; of those in which they are nothing is said."""
+    monkeypatch.setattr("neurodetect.training.LONG_ENOUGH", 40)
+    noise = np.random.default_rng(0).random(SHAPE)
+    with pytest.warns(UserWarning, match="has learned next to nothing"):
+        train_network([recordings[0]._replace(image=noise)], how(iterations=40, batch_size=16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_network(recordings[:2], how(iterations=40, batch_size=16))
+
+
 def test_the_same_seed_gives_the_same_weights(network, recordings):
     sampler_arguments = [standardize(recordings[0].image)], [recordings[0].mask]
     first, second = copy.deepcopy(network), copy.deepcopy(network)
@@ -154,10 +165,11 @@ def test_the_rates_of_both_recipes(recordings, monkeypatch):
     )
     train_network(recordings[:1], how(iterations=10, batch_size=4, recipe="2016"))
     assert np.unique(rates).tolist() == [LEARNING_RATE]
-    rates.clear()
-    train_network(recordings[:1], how(iterations=10, batch_size=4))
-    assert rates[1] == [LEARNING_RATES[kind] for kind in ("conv", "dense", "output")]
-    assert rates[-1] == pytest.approx([0.03 * rate for rate in rates[1]], rel=0.01)
+    for background, share in (("normalize", 1), ("keep", 0.5)):
+        rates.clear()
+        train_network(recordings[:1], how(iterations=10, batch_size=4, background=background))
+        assert rates[1] == [share * LEARNING_RATES[kind] for kind in ("conv", "dense", "output")]
+        assert rates[-1] == pytest.approx([0.03 * rate for rate in rates[1]], rel=0.01)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library has this")
