@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         global _level
         # Options may stand between folders, but not where -- says that no more come.
         args = (super().parse_args if "--" in sys.argv else super().parse_intermixed_args)(*arguments)
-        if "" in sys.argv:
+        if "" in sys.argv[1:]:
             self.error("an argument is empty; is a variable of the shell not set?")
         _level = 0 if args.quiet else 2 if args.verbose else 1
         progress.hidden = args.quiet or not processes.FIRST
