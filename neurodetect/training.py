@@ -27,8 +27,8 @@ BETAS = (0.9, 0.99)
 # The standard recipe's highest rates, of tied dense layers (see `network.TiedNet`). A unit that sees 12,100
 # values moves much further in a step of Adam's, whose weights all move as far, than a map that sees 450.
 LEARNING_RATES = {"conv": 2e-3, "dense": 4e-4, "output": 2e-3}
-# Of them, where brightness and contrast are as they were: of images of several laboratories nothing is learned
-# at full rates, all units being saturated.
+# Of them, where brightness and contrast are as they were: of images of several laboratories a network learned
+# nothing at full rates.
 SHARE_OF_RATES = {"keep": 0.5, "subtract": 1.0, "normalize": 1.0}
 RISE = 0.1  #: share of the iterations, the first, over which the standard recipe's rates rise from zero
 # Of a training that starts from random weights. Held out, recordings of four laboratories gained nothing from

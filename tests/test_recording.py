@@ -369,7 +369,7 @@ def test_two_kinds_of_labels_are_one_too_many(tmp_path):
     write_files(tmp_path, make_frames(1))
     write_labels(tmp_path / "regions" / "b.tif", np.ones(SHAPE))
     (tmp_path / "regions" / "regions.json").write_text("[]")
-    refused(tmp_path, "labels more than once, b.tif, regions.json")
+    refused(tmp_path, "labels more than once, b.tif and regions.json")
     tifffile.imwrite(tmp_path / "movie.tif", make_frames(1)[0])
     (tmp_path / "movie.regions.json").write_text("[]")
     (tmp_path / "movie.regions.zip").write_text("")

@@ -335,7 +335,7 @@ def set_of_labels(files: Sequence[Path]) -> Path | list[Path] | None:
         names = [file.name for file in files if file not in rois]
         names += [f"{len(rois)} .roi files"] if len(rois) > 1 else [file.name for file in rois]
         raise UserError(
-            f"{files[0].parent}: has labels more than once, {listed(names)}; keep one of them, "
+            f"{files[0].parent}: has labels more than once, {' and '.join(names)}; keep one of them, "
             "or choose with preprocessing.py --labels FILE"
         )
     return files[0] if files else None
