@@ -144,7 +144,7 @@ def file_to_write(*marks: bytes) -> Callable[[str], str]:
                 begin = file.read(200)
             if begin and not any(mark in begin for mark in marks):
                 raise argparse.ArgumentTypeError(
-                    f"{text}: is no file of this command and would be replaced; name another, or remove it"
+                    f"{text}: is no file of this command, and would be replaced; name another file"
                 )
         return text
 

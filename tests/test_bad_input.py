@@ -715,7 +715,7 @@ def test_what_another_program_wrote_is_not_replaced(command, tmp_path, words, co
     """Be it an input of the command, or the like of it that another command wrote."""
     file = tmp_path / "x.json"
     file.write_bytes(content)
-    assert_refused(command(*words, file), "x.json: is no file of this command", "name another")
+    assert_refused(command(*words, file), "x.json: is no file of this command", "name another file")
     assert listing(tmp_path) == {file: content}
 
 
