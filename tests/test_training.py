@@ -165,7 +165,7 @@ def test_the_rates_of_both_recipes(recordings, monkeypatch):
     )
     train_network(recordings[:1], how(iterations=10, batch_size=4, recipe="2016"))
     assert np.unique(rates).tolist() == [LEARNING_RATE]
-    for background, share in (("normalize", 1), ("keep", 0.5)):
+    for background, share in (("normalize", 1), ("keep", 0.3)):
         rates.clear()
         train_network(recordings[:1], how(iterations=10, batch_size=4, background=background))
         assert rates[1] == [share * LEARNING_RATES[kind] for kind in ("conv", "dense", "output")]
