@@ -151,6 +151,11 @@ def file_to_write(*marks: bytes) -> Callable[[str], str]:
     return parse
 
 
+def same_file(path: str, other: str) -> bool:
+    """Whether two paths lead to one file, be it there or not."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 model_file = file_to_write(b"/data.pkl")  #: which a file of `torch.save` begins with
 
 
@@ -570,9 +575,9 @@ def prediction_options(description: str) -> argparse.Namespace:
         args.save_model = args.save_model or (model_file("model.pt") if args.model is None else None)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
-    if args.start_from and os.path.realpath(args.save_model) == os.path.realpath(args.start_from):
+    if args.start_from and same_file(args.save_model, args.start_from):
         parser.error(f"{args.start_from} would be replaced; name another file with --save-model")
-    if args.save_model and os.path.realpath(args.save_model) == os.path.realpath(args.output):
+    if args.save_model and same_file(args.save_model, args.output):
         parser.error(f"{args.output} cannot be both --output and --save-model; name another file for one")
     if args.train_folder is not None and args.model is not None:
         args.train_folder, args.tests = None, [args.train_folder, *args.tests]
@@ -623,7 +628,7 @@ def labels_options(description: str) -> argparse.Namespace:
         help="rows and columns of the recording: what lies outside is then refused, or of a ROI cut off",
     )
     args = parser.parse_args()
-    if os.path.realpath(args.labels) == os.path.realpath(args.regions):
+    if same_file(args.labels, args.regions):
         parser.error(f"{args.labels} would be replaced; name another file to write")
     if not args.regions.lower().endswith(".json"):
         parser.error(f"{args.regions} does not end in .json: name the labels first, then the file to write")
@@ -795,6 +800,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     make_printable()
     signal.signal(signal.SIGTERM, terminate)
     warnings.showwarning = lambda message, *_: warn(str(message))  # one line, without a place in our code
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # a recording's name in letters that the font lacks
     sys.unraisablehook = interrupt_again
     try:
         main()

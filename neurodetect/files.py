@@ -126,6 +126,18 @@ def alive(process: int) -> bool:
     return True
 
 
+def require_exists(path: str | Path) -> None:
+    """Refuse a path at which there is nothing.
+
+    Raises
+    ------
+    UserError
+        There is no file or folder.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"{path}: there is no such file or folder; check the path")
+
+
 def require_writable(folder: str | Path, needed: int = 0) -> None:
     """Make sure, before hours of work, that files can be written into a folder (made if missing).
 

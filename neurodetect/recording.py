@@ -29,6 +29,7 @@ from neurodetect.files import (
     possible_scale,
     read_json,
     reason,
+    require_exists,
     visible_files,
 )
 from neurodetect.formats.folders import frame_files, require_one_movie
@@ -244,8 +245,7 @@ def open_recording(
         may be counted from the first pixel of the part or of the whole, and `move_labels` does not say.
     """
     path = Path(os.path.abspath(path))  # so that `.` has a name
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder; check the path")
+    require_exists(path)
     if not path.is_dir():
         kind = movie_format(path)
         if kind == "TIFF":
@@ -299,8 +299,7 @@ def find_recording(place: str | Path, name: str) -> Path:
         There is none, or more than one.
     """
     place = Path(os.path.abspath(place))
-    if not place.exists():
-        raise UserError(f"{place}: there is no such file or folder; check the path")
+    require_exists(place)
     if name_of(place) == name and is_recording(place):
         return place
     paths = visible_files(place) if place.is_dir() else []

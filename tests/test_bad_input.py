@@ -510,6 +510,12 @@ def test_any_name_stays_in_its_place(command, tmp_path, monkeypatch):
     assert new == prepared | results
 
 
+def test_a_name_in_letters_that_the_font_lacks_is_no_reason_to_warn(command, tmp_path):
+    write_frames(tmp_path / "\u7ec6\u80de" / "images", noise())
+    result = command("preprocessing.py", "\u7ec6\u80de", "out")
+    assert result.returncode == 0 and result.stderr == ""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no such names")
 @pytest.mark.parametrize(
     ("name", "words"), [(b"n" * 255, ["n" * 255, "shorten"]), (b"caf\xe9", ["caf\\udce9", "UTF-8", "rename"])]

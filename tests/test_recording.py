@@ -403,7 +403,8 @@ def test_what_info_json_means_to_say_is_warned_of(tmp_path):
     (tmp_path / "info.json").write_text('{"pixels-per-micron": null, "animal": "7", "rate-hz": 7}')
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert open_recording(tmp_path).rate_hz == 7
+        recording = open_recording(tmp_path)
+    assert recording.rate_hz == 7 and recording.pixels_per_micron is None
 
 
 # What a user can get wrong

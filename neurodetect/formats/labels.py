@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neurodetect.files import LARGEST_SUBMISSION, UserError, listed, read_array, read_json, visible_files
+from neurodetect.files import (
+    LARGEST_SUBMISSION,
+    UserError,
+    listed,
+    read_array,
+    read_json,
+    require_exists,
+    visible_files,
+)
 from neurodetect.formats.frames import TIFF_SUFFIXES
 from neurodetect.formats.label_images import image_to_regions, read_label_image
 from neurodetect.formats.pickles import Stored, read_objects
@@ -420,9 +428,8 @@ def pair_recordings(
     UserError
         They have no recording in common, or it cannot be told which of several is meant.
     """
-    for path in (truth, estimate):
-        if not os.path.exists(path):
-            raise UserError(f"{path}: there is no such file or folder; check the path")
+    require_exists(truth)
+    require_exists(estimate)
     truths, found = find_truths(truth), read_estimate(estimate)
     if isinstance(found, list) or (len(found) == 1 and not os.path.isdir(truth)):
         if len(truths) > 1:

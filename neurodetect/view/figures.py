@@ -9,7 +9,6 @@ import io
 import math
 import os
 import sys
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -337,7 +336,6 @@ def save_figure(path: str | Path, figure: Figure) -> None:
 def figure_bytes(figure: Figure) -> bytes:
     """A figure as the content of a PNG file. The same figure gives the same bytes."""
     stream = io.BytesIO()
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font has not
     figure.savefig(stream, format="png", dpi="figure", metadata={"Software": None})
     return stream.getvalue()
 
